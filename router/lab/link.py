@@ -1,0 +1,107 @@
+"""The host's end of the line to the agent: run a command in the lab's machine from here."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import select
+import socket
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from router.errors import LabError
+
+Sink = Callable[[int, bytes], None]
+"""Takes output as it comes: descriptor (1 or 2) and octets."""
+
+
+class Link:
+    """One conversation with an agent, over a socket to it or to the process that holds it.
+
+    Not for several threads. Commands run one after the other; output of one that is still running
+    after an interrupt is dropped.
+    """
+
+    def __init__(self, line: socket.socket) -> None:
+        self._line = line
+        self._buffer = b""
+        self._last_id = 0
+
+    def fileno(self) -> int:
+        """Descriptor to wait on."""
+        return self._line.fileno()
+
+    def send(self, **message: object) -> None:
+        """Send one message. Raises LabError where the machine is gone."""
+        try:
+            self._line.sendall(json.dumps(message).encode() + b"\n")
+        except OSError as error:
+            raise LabError(f"the lab's machine is gone: {error.strerror}") from error
+
+    def receive(self, timeout_s: float | None) -> dict[str, Any] | None:
+        """Return the next message, or None after `timeout_s`. Raises LabError where the line closed."""
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        while b"\n" not in self._buffer:
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            if not select.select([self._line], [], [], left)[0]:
+                return None
+            try:
+                data = self._line.recv(65536)
+            except OSError:
+                data = b""
+            if not data:
+                raise LabError("the lab's machine ended unexpectedly")
+            self._buffer += data
+        text, _, self._buffer = self._buffer.partition(b"\n")
+        message = json.loads(text)
+        assert isinstance(message, dict)
+        return message
+
+    def run(
+        self,
+        argv: Sequence[str],
+        sink: Sink,
+        *,
+        env: Mapping[str, str] | None = None,
+        stdin: bytes | None = b"",
+        timeout_s: float | None = None,
+    ) -> int:
+        """Run `argv` in the machine and return its exit status; `stdin` None leaves input open.
+
+        An interrupt (KeyboardInterrupt, or any exception out of `sink`) ends the command there
+        before it is passed on. Raises LabError on `timeout_s`.
+        """
+        self._last_id += 1
+        job = self._last_id
+        self.send(op="spawn", id=job, argv=list(argv), env=dict(env or {}))
+        if stdin:
+            self.send(op="stdin", id=job, data=base64.b64encode(stdin).decode())
+        if stdin is not None:
+            self.send(op="stdin", id=job, data=None)
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        try:
+            while True:
+                left = None if deadline is None else max(0.0, deadline - time.monotonic())
+                message = self.receive(left)
+                if message is None:
+                    raise LabError(f"{argv[0]} did not end within {timeout_s:.0f} s")
+                if message.get("id") != job:
+                    continue
+                if message["op"] == "exit":
+                    return int(message["code"])
+                if message["op"] == "out":
+                    sink(message["fd"], base64.b64decode(message["data"]))
+        except BaseException:
+            with contextlib.suppress(LabError):
+                self.send(op="signal", id=job, number=15)
+            raise
+
+    def bye(self, timeout_s: float) -> None:
+        """Have the agent write all files out, so that the machine may be ended."""
+        self.send(op="bye")
+        deadline = time.monotonic() + timeout_s
+        while (message := self.receive(max(0.0, deadline - time.monotonic()))) is not None:
+            if message["op"] == "bye":
+                return
