@@ -1,0 +1,234 @@
+"""What the control socket and every `--json` print: the documented, stable shapes.
+
+Additive changes only within /v1. `lastmile schema status|routes|plan|check` prints the JSON
+Schema of each. Times are seconds since the epoch; sizes octets; names as in the configuration.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class MtuStatus:
+    """Proof of MTU of one address family."""
+
+    afi: str
+    configured: int
+    state: str
+    """`unknown`, `proven`, `too small` or `silent`."""
+    passes: int | None
+    """Largest IP packet known to pass, octets."""
+    since: float
+
+
+@dataclass(frozen=True, slots=True)
+class SessionStatus:
+    """One BGP session."""
+
+    name: str
+    afi: str
+    peer: str
+    peer_asn: int
+    state: str
+    """`idle`, `connecting`, `open` or `established`."""
+    since: float | None
+    reason: str
+    hold_time_s: int | None
+    prefixes_received: int
+    prefixes_accepted: int
+    prefixes_advertised: int
+    rejected: dict[str, int]
+    """Prefixes refused by the import policy, by reason."""
+    flaps: int
+    """Times the session went down since routerd started."""
+
+
+@dataclass(frozen=True, slots=True)
+class NeighbourStatus:
+    """An entry of the kernel's neighbour table."""
+
+    address: str
+    state: str
+    """`reachable`, `stale`, `delay`, `probe`, `failed`, `incomplete`, `permanent`, `noarp` or `none`."""
+    mac: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureStatus:
+    """A connection's presence on the channel."""
+
+    connection: str
+    vlan: int
+    device: str
+    up: bool
+    neighbours: list[NeighbourStatus]
+    sessions: list[SessionStatus]
+    mtu: list[MtuStatus]
+
+
+@dataclass(frozen=True, slots=True)
+class MacsecStatus:
+    """The channel's SecY."""
+
+    device: str
+    secy: str
+    """`kernel` or `fastpath`."""
+    mode: str
+    suite: str
+    keys: str
+    """`static` (lab only) or `mka`."""
+    operational: bool
+    receiving: bool
+    sci: str | None
+    transmit_an: int | None
+    transmit_pn: int | None
+    receive_an: int | None
+    receive_pn: int | None
+    key_id: str | None
+    out_pkts_encrypted: int
+    in_pkts_ok: int
+    in_pkts_not_valid: int
+    in_pkts_late: int
+    in_pkts_no_tag: int
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelStatus:
+    """One channel, with its verdict."""
+
+    name: str
+    interconnect: str
+    site: str
+    verdict: str
+    """`up`, `degraded`, `down` or `disabled`."""
+    reason: str
+    since: float
+    port: str
+    carrier: bool
+    guarded: bool
+    """Nothing but EAPOL and MACsec can leave the port."""
+    macsec: MacsecStatus
+    connections: list[FeatureStatus]
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectError:
+    """Something that the kernel refused; it is retried."""
+
+    object: str
+    reason: str
+    since: float
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessStatus:
+    """One of the router's processes."""
+
+    name: str
+    pid: int | None
+    restarts: int
+    since: float
+    last_exit: str
+    rss_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class RouterStatus:
+    """The router itself."""
+
+    name: str
+    asn: int
+    router_id: str
+    version: str
+    config: str
+    """Path of the configuration file."""
+    config_since: float
+    since: float
+    """When routerd started."""
+    notice: str
+    """Something an operator must know: a refused configuration, the last one still running."""
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """`lastmile status --json`, GET /v1/status."""
+
+    router: RouterStatus
+    channels: list[ChannelStatus]
+    errors: list[ObjectError]
+    processes: list[ProcessStatus]
+
+
+@dataclass(frozen=True, slots=True)
+class PathStatus:
+    """One path of a route, as the peer announced it."""
+
+    session: str
+    nexthop: str
+    device: str
+    as_path: str
+    selected: bool
+    reason: str
+    """Why it is not selected: the rule of the decision process, or the import policy's reason."""
+
+
+@dataclass(frozen=True, slots=True)
+class RouteStatus:
+    """One prefix of the Loc-RIB."""
+
+    table: int
+    prefix: str
+    group: int | None
+    """Kernel nexthop id that the route points at."""
+    nexthops: list[str]
+    paths: list[PathStatus]
+
+
+@dataclass(frozen=True, slots=True)
+class Routes:
+    """`lastmile routes --json`, GET /v1/routes."""
+
+    total: int
+    routes: list[RouteStatus]
+
+
+@dataclass(frozen=True, slots=True)
+class FindingStatus:
+    """Something wrong or remarkable in a configuration file."""
+
+    file: str
+    line: int
+    column: int
+    path: str
+    message: str
+    severity: str
+    """`error` or `warning`."""
+
+
+@dataclass(frozen=True, slots=True)
+class CheckResult:
+    """`lastmile check --json`, and the answer of a reload."""
+
+    ok: bool
+    file: str
+    findings: list[FindingStatus]
+
+
+@dataclass(frozen=True, slots=True)
+class ImpactStatus:
+    """What a change does to something that runs."""
+
+    object: str
+    effect: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class PlanResult:
+    """`lastmile plan --json`."""
+
+    file: str
+    actions: list[str]
+    """In the order in which they are applied."""
+    impact: list[ImpactStatus]
