@@ -1,0 +1,180 @@
+"""File -> EffectiveConfig, or every reason why not. The one way into the program.
+
+1. text -> tree          `source`   not YAML, or YAML that a reader could misread
+2. tree -> Document      `schema`   unknown and missing fields, values of the wrong form
+3. Document -> Draft     `resolve`  names, profiles, defaults, origins
+4. Draft -> findings     `checks`   what does not fit together
+
+All four report what they find with lines; a file with any error is refused as a whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import os.path
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path as FilePath
+from types import MappingProxyType
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from router.config import source as yaml_source
+from router.config.checks import check
+from router.config.effective import EffectiveConfig
+from router.config.findings import ConfigErrors, Finding, Origin, Severity
+from router.config.resolve import Draft, resolve
+from router.config.schema import Document, shown
+from router.config.source import Path, Source
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A configuration that can be run."""
+
+    effective: EffectiveConfig
+    origins: Mapping[str, Origin]
+    """By dotted effective path, such as `connections.prod.bgp.timers.hold_s`; one for each leaf."""
+    warnings: tuple[Finding, ...]
+
+
+def load(path: str | os.PathLike[str]) -> Loaded:
+    """Read and check a file. Raises ConfigErrors with all findings."""
+    file = os.fspath(path)
+    try:
+        with FilePath(path).open("rb") as stream:
+            octets = stream.read(yaml_source.FILE_SIZE_MAX + 1)
+    except OSError as error:
+        reason = f"cannot be read: {(error.strerror or str(error)).lower()}"
+        raise ConfigErrors([Finding(file, 0, 0, "", reason)]) from error
+    return load_octets(octets, file)
+
+
+def load_text(text: str, name: str) -> Loaded:
+    """Check a configuration that is at hand as text; `name` stands for the file's."""
+    return load_octets(text.encode("utf-8", "surrogatepass"), name)
+
+
+def load_octets(octets: bytes, name: str) -> Loaded:
+    """Check a configuration by its octets; secrets are relative to `name`'s directory."""
+    text, findings = yaml_source.decode(octets, name)
+    if findings:
+        raise ConfigErrors(findings)
+    source, findings = yaml_source.parse(text, name)
+    if source is None:
+        raise ConfigErrors(findings)
+    draft, structural = _draft(source)
+    semantic = check(draft) if draft is not None else ()
+    everything = sorted(
+        {*findings, *structural, *semantic}, key=lambda f: (f.line, f.column, f.path, f.message)
+    )
+    if draft is None or any(finding.severity is Severity.ERROR for finding in everything):
+        raise ConfigErrors(everything)
+    return Loaded(draft.effective, MappingProxyType(draft.origins), tuple(everything))
+
+
+def _draft(source: Source) -> tuple[Draft | None, tuple[Finding, ...]]:
+    """Validate the tree and resolve it."""
+    directory = os.path.dirname(os.path.abspath(source.file))  # noqa: PTH100, PTH120 - text only
+    try:
+        document = Document.model_validate(source.root.plain())
+    except ValidationError as error:
+        errors = error.errors(include_url=False, include_context=True)
+        return None, tuple(_explain(source, details) for details in errors)
+    return resolve(document, source, directory), ()
+
+
+_SECRET_FIELDS = frozenset({"password", "sak"})
+"""Fields that hold references; whoever writes the secret itself there must not see it repeated."""
+
+
+def _explain(source: Source, details: ErrorDetails) -> Finding:
+    """Turn one of pydantic's errors into a sentence with the fix."""
+    path: Path = tuple(
+        step for step in details["loc"] if not (isinstance(step, str) and step.startswith("<"))
+    )
+    context: Mapping[str, Any] = details.get("ctx", {})
+    value = "" if _SECRET_FIELDS.intersection(path) else shown(details["input"])
+    expected = _EXPECTED.get(details["type"])
+    if details["type"] == "missing":
+        message = f"is missing - add it{_described(path)}"
+    elif details["type"] == "extra_forbidden":
+        message = f"unknown field - {_alternatives(path)}"
+    elif details["type"] == "value_error":
+        message = str(context["error"])
+    elif details["type"] == "string_pattern_mismatch":
+        message = f"not a name that can be used{value} - letters, digits and dashes, a letter first"
+    elif details["type"] == "literal_error":
+        message = f"unknown value{value} - {context['expected']}"
+    elif details["type"] in {"greater_than_equal", "less_than_equal"}:
+        limit = f"at least {context['ge']}" if "ge" in context else f"at most {context['le']}"
+        message = f"out of range{value} - {limit}"
+    elif details["type"] == "too_short":
+        message = f"too few ({context['actual_length']}) - at least {context['min_length']}"
+    elif details["type"] == "too_long":
+        message = f"too many ({context['actual_length']}) - at most {context['max_length']}"
+    elif expected is not None:
+        message = f"{expected[0]}{value} - {expected[1]}{_decimal(details)}"
+    else:
+        message = f"{details['msg'].lower()}{value} - see `lastmile schema`"
+    return source.finding(path, message)
+
+
+_EXPECTED = {
+    "int_type": ("not a whole number", "write it in decimal, without quotes"),
+    "string_type": ("not text", "write text here, in quotes if it looks like a number"),
+    "bool_type": ("neither true nor false", "write true or false"),
+    "tuple_type": ("not a list", "write a list: [a, b] or one `- ` a line"),
+    "model_type": ("not a mapping", "write `field: value` lines below it"),
+    "model_attributes_type": ("not a mapping", "write `field: value` lines below it"),
+    "string_too_short": ("empty", "write something"),
+}
+
+
+def _decimal(details: ErrorDetails) -> str:
+    """Say the number that was meant, where it is written in another way than decimal."""
+    value = details["input"]
+    if details["type"] != "int_type" or not isinstance(value, str) or len(value) > 20:
+        return ""
+    with contextlib.suppress(ValueError):
+        return f": {int(value, 0)}"
+    with contextlib.suppress(ValueError, OverflowError):
+        return f": {int(float(value))}"
+    return ""
+
+
+def _alternatives(path: Path) -> str:
+    model = _model(path[:-1])
+    if model is None:
+        return "remove it"
+    known = list(model.model_fields)
+    close = difflib.get_close_matches(str(path[-1]), known, n=1)
+    return f"did you mean {close[0]}?" if close else f"one of {', '.join(known)}"
+
+
+def _described(path: Path) -> str:
+    model = _model(path[:-1])
+    field = model.model_fields.get(str(path[-1])) if model is not None else None
+    return f": {field.description}" if field is not None and field.description else ""
+
+
+def _model(path: Path) -> type[BaseModel] | None:
+    """Return the model of the mapping at `path`."""
+    model: type[BaseModel] | None = Document
+    for step in path:
+        if isinstance(step, int):
+            continue
+        field = model.model_fields.get(step) if model is not None else None
+        model = next(_models(field.annotation), None) if field is not None else None
+    return model
+
+
+def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+    """List the models in a field's type, however they are wrapped."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from _models(argument)
