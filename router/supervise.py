@@ -105,16 +105,17 @@ def closed_ancestor(path: str, uid: int, gids: set[int]) -> str | None:
 
 def _open_way(libc: ctypes.CDLL, needed: Sequence[str], uid: int, gids: set[int]) -> None:
     """In a new mount namespace, make `needed` directories reachable for the user, read-only."""
-    closed: dict[str, list[tuple[str, int]]] = {}
+    closed: dict[str, list[str]] = {}
     for path in needed:
         if ancestor := closed_ancestor(path, uid, gids):
-            real = str(Path(path).resolve())
-            closed.setdefault(ancestor, []).append((real, os.open(real, os.O_PATH)))
+            closed.setdefault(ancestor, []).append(str(Path(path).resolve()))
     if not closed:
         return
     _libc_call(libc, "unshare", _CLONE_NEWNS)
     _libc_call(libc, "mount", b"none", b"/", None, _MS_REC | _MS_PRIVATE, None)
-    for ancestor, paths in closed.items():
+    for ancestor, reals in closed.items():
+        # Held open in this namespace: a bind across mount namespaces is refused.
+        paths = [(real, os.open(real, os.O_PATH)) for real in reals]
         _libc_call(libc, "mount", b"tmpfs", ancestor.encode(), b"tmpfs", 0, b"mode=755,size=64k")
         for real, fd in paths:
             Path(real).mkdir(parents=True, exist_ok=True)
@@ -144,7 +145,11 @@ def _before_exec(spec: ChildSpec) -> Callable[[], None]:
         libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
         if account is None or os.geteuid() != 0:
             return
-        _open_way(libc, needed, account.pw_uid, {account.pw_gid})
+        try:
+            _open_way(libc, needed, account.pw_uid, {account.pw_gid})
+        except OSError as error:  # Popen would only say that something went wrong in here
+            os.write(2, f"{spec.name}: {error}\n".encode())
+            raise
         os.setgroups([])
         os.setresgid(account.pw_gid, account.pw_gid, account.pw_gid)
         os.setresuid(account.pw_uid, account.pw_uid, account.pw_uid)
@@ -183,7 +188,7 @@ class Child:
             started = time.monotonic()
             try:
                 self._start()
-            except OSError as error:
+            except (OSError, subprocess.SubprocessError) as error:
                 self.last_exit = f"not started: {error}"
             else:
                 await self._ended()
