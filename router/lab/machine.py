@@ -40,6 +40,7 @@ RESULTS: Final = WORK / "results"
 
 BOOT_TIMEOUT_S: Final = 60.0
 BYE_TIMEOUT_S: Final = 10.0
+KILL_TIMEOUT_S: Final = 5.0
 
 GUEST_MODULES: Final = (
     "gcm ctr ghash-generic cmac md5 veth 8021q macsec vrf bonding bridge ipv6 nf_tables nft_ct nft_reject_inet "
@@ -71,9 +72,14 @@ class Machine:
         self.kill()
 
     def kill(self) -> None:
-        """End it at once."""
-        with contextlib.suppress(ProcessLookupError):
-            self.process.send_signal(signal.SIGKILL)
+        """End it at once, from its first process, so that `unshare` collects it and ends by itself."""
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
+        with contextlib.suppress(OSError):
+            for child in children.read_text().split():
+                os.kill(int(child), signal.SIGKILL)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(KILL_TIMEOUT_S)
+        self.process.kill()
         self.process.wait()
         shutil.rmtree(self.directory, ignore_errors=True)
 
