@@ -204,6 +204,7 @@ class Child:
             self.spec.argv,
             env={**os.environ, **self.spec.env},
             stdin=subprocess.DEVNULL,
+            start_new_session=True,  # Ctrl-C is for us; we tell the children in order
             preexec_fn=_before_exec(self.spec),  # noqa: PLW1509 - one thread here
             close_fds=True,
         )
