@@ -1,0 +1,56 @@
+#include "replay.h"
+
+_Static_assert((REPLAY_BITS_MAX & (REPLAY_BITS_MAX - 1)) == 0, "the ring's size is a power of two");
+
+/* Bits in the ring: the next power of two, from one word up to the bound. */
+static uint32_t ring_bits(uint32_t window)
+{
+    uint32_t bits = 64;
+
+    while (bits < window && bits < REPLAY_BITS_MAX)
+        bits *= 2;
+    return bits;
+}
+
+size_t replay_words(uint32_t window)
+{
+    return ring_bits(window) / 64;
+}
+
+void replay_init(struct replay *replay, uint32_t window, uint64_t lowest, uint64_t *bitmap)
+{
+    replay->floor = lowest;
+    replay->highest = lowest - 1;
+    replay->window = window;
+    replay->mask = ring_bits(window) - 1;
+    replay->bitmap = bitmap;
+    memset(bitmap, 0, replay_words(window) * sizeof *bitmap);
+}
+
+void replay_raise(struct replay *replay, uint64_t lowest)
+{
+    if (lowest <= replay->floor)
+        return;
+    replay->floor = lowest;
+    if (replay->highest < lowest - 1) {
+        replay_advance(replay, lowest - 1);
+        replay->highest = lowest - 1;
+    }
+}
+
+void replay_advance(struct replay *replay, uint64_t pn)
+{
+    if (pn - replay->highest > replay->mask) {
+        memset(replay->bitmap, 0, ((size_t)replay->mask + 1) / 8);
+        return;
+    }
+    uint64_t from = replay->highest + 1;
+    for (uint64_t left = pn - replay->highest; left > 0;) {
+        const uint32_t at = (uint32_t)(from & replay->mask);
+        const uint32_t room = 64 - at % 64;
+        const uint32_t span = left < room ? (uint32_t)left : room;
+        replay->bitmap[at / 64] &= ~(UINT64_MAX >> (64 - span) << at % 64);
+        from += span;
+        left -= span;
+    }
+}
