@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import os.path
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path as FilePath
 from types import MappingProxyType
@@ -26,9 +26,11 @@ from router.config import source as yaml_source
 from router.config.checks import check
 from router.config.effective import EffectiveConfig
 from router.config.findings import ConfigErrors, Finding, Origin, Severity
-from router.config.resolve import Draft, resolve
-from router.config.schema import Document, shown
+from router.config.resolve import resolve
+from router.config.schema import Document, json_schema, shown
 from router.config.source import Path, Source
+
+__all__ = ["Loaded", "json_schema", "load", "load_text"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,41 +52,40 @@ def load(path: str | os.PathLike[str]) -> Loaded:
     except OSError as error:
         reason = f"cannot be read: {(error.strerror or str(error)).lower()}"
         raise ConfigErrors([Finding(file, 0, 0, "", reason)]) from error
-    return load_octets(octets, file)
+    return _load(octets, file)
 
 
-def load_text(text: str, name: str) -> Loaded:
-    """Check a configuration that is at hand as text; `name` stands for the file's."""
-    return load_octets(text.encode("utf-8", "surrogatepass"), name)
+def load_text(text: str, name: str, base_dir: str | os.PathLike[str] | None = None) -> Loaded:
+    """Check a configuration that is at hand as text; `name` stands for the file's.
+
+    Secret files are relative to `base_dir`, or else to the directory of `name`.
+    """
+    return _load(text.encode("utf-8", "surrogatepass"), name, base_dir)
 
 
-def load_octets(octets: bytes, name: str) -> Loaded:
-    """Check a configuration by its octets; secrets are relative to `name`'s directory."""
+def _load(octets: bytes, name: str, base_dir: str | os.PathLike[str] | None = None) -> Loaded:
     text, findings = yaml_source.decode(octets, name)
     if findings:
         raise ConfigErrors(findings)
     source, findings = yaml_source.parse(text, name)
     if source is None:
-        raise ConfigErrors(findings)
-    draft, structural = _draft(source)
-    semantic = check(draft) if draft is not None else ()
-    everything = sorted(
-        {*findings, *structural, *semantic}, key=lambda f: (f.line, f.column, f.path, f.message)
-    )
-    if draft is None or any(finding.severity is Severity.ERROR for finding in everything):
-        raise ConfigErrors(everything)
-    return Loaded(draft.effective, MappingProxyType(draft.origins), tuple(everything))
-
-
-def _draft(source: Source) -> tuple[Draft | None, tuple[Finding, ...]]:
-    """Validate the tree and resolve it."""
-    directory = os.path.dirname(os.path.abspath(source.file))  # noqa: PTH100, PTH120 - text only
+        raise ConfigErrors(_sorted(findings))
+    directory = os.path.abspath(os.path.dirname(name) if base_dir is None else base_dir)  # noqa: PTH100, PTH120 - text only
     try:
         document = Document.model_validate(source.root.plain())
     except ValidationError as error:
         errors = error.errors(include_url=False, include_context=True)
-        return None, tuple(_explain(source, details) for details in errors)
-    return resolve(document, source, directory), ()
+        raise ConfigErrors(_sorted([*findings, *(_explain(source, e) for e in errors)])) from None
+    draft = resolve(document, source, directory)
+    everything = _sorted([*findings, *check(draft)])
+    if any(finding.severity is Severity.ERROR for finding in everything):
+        raise ConfigErrors(everything)
+    return Loaded(draft.effective, MappingProxyType(draft.origins), everything)
+
+
+def _sorted(findings: Iterable[Finding]) -> tuple[Finding, ...]:
+    """Order findings as they stand in the file, each once."""
+    return tuple(sorted(set(findings), key=lambda f: (f.line, f.column, f.path, f.message)))
 
 
 _SECRET_FIELDS = frozenset({"password", "sak"})
@@ -116,6 +117,8 @@ def _explain(source: Source, details: ErrorDetails) -> Finding:
         message = f"too few ({context['actual_length']}) - at least {context['min_length']}"
     elif details["type"] == "too_long":
         message = f"too many ({context['actual_length']}) - at most {context['max_length']}"
+    elif details["type"].startswith("model_") and path[-1:] and path[-1] in _SECRET_FIELDS:
+        message = "the secret itself does not stand here - {file: PATH} or {credential: NAME}"
     elif expected is not None:
         message = f"{expected[0]}{value} - {expected[1]}{_decimal(details)}"
     else:

@@ -37,8 +37,9 @@ class Profile:
     mtus: tuple[int, ...] | None
     """IP MTUs the provider offers; None is any."""
     timers: BgpTimers
-    hold_min_s: int
     gtsm: bool
+    gtsm_possible: bool
+    """False where the provider is known to send another TTL than 255."""
     graceful_restart_s: int
     md5_required: bool
     peer_asn: int | None
@@ -56,7 +57,7 @@ _SUITES_256: Final = frozenset({CipherSuite.GCM_AES_256, CipherSuite.GCM_AES_XPN
 
 # Addresses that no peer can mean (RFC 6890): this host, loopback, link-local, multicast, reserved.
 # RFC 1918 and ULA are what a private interconnect is for.
-_MARTIANS: Final = tuple(
+MARTIANS: Final = tuple(
     map(
         Prefix.parse,
         (
@@ -91,15 +92,15 @@ _AWS_DX: Final = Profile(
     vlan_max=4094,
     mtus=(1500, 8500, 9001),  # private, transit and last-mile VIFs
     timers=BgpTimers(hold_s=90, keepalive_s=30),
-    hold_min_s=3,
-    gtsm=False,  # AWS sends TTL 1
+    gtsm=False,
+    gtsm_possible=False,  # AWS sends TTL 1
     graceful_restart_s=0,  # not together with BFD
     md5_required=True,
     peer_asn=None,  # the customer chooses the gateway's
     advertise_max=100,
     advertise_ceiling=1000,
     prefix_max=5000,  # WAN core; a transit gateway sends up to 200
-    bogons=_MARTIANS,
+    bogons=MARTIANS,
 )
 
 _GCP: Final = Profile(
@@ -113,15 +114,15 @@ _GCP: Final = Profile(
     vlan_max=4093,  # VLAN attachments
     mtus=(1440, 1460, 1500, 8896),  # VLAN attachments
     timers=BgpTimers(hold_s=60, keepalive_s=20),
-    hold_min_s=3,
     gtsm=False,
+    gtsm_possible=True,
     graceful_restart_s=0,  # BFD 1000 ms x 5 is the provider's way
     md5_required=False,
     peer_asn=None,
     advertise_max=100,  # ours: careful
     advertise_ceiling=1000,  # ours: careful
     prefix_max=5000,  # ours
-    bogons=_MARTIANS,
+    bogons=MARTIANS,
 )
 
 _AZURE_ER: Final = Profile(
@@ -135,15 +136,15 @@ _AZURE_ER: Final = Profile(
     vlan_max=4094,
     mtus=(1500,),
     timers=BgpTimers(hold_s=180, keepalive_s=60),
-    hold_min_s=3,
     gtsm=False,
+    gtsm_possible=True,
     graceful_restart_s=0,
     md5_required=False,
     peer_asn=12076,
     advertise_max=1000,  # ours; private peering takes 4000
     advertise_ceiling=4000,
     prefix_max=5000,  # ours
-    bogons=_MARTIANS,
+    bogons=MARTIANS,
 )
 
 _GENERIC: Final = Profile(
@@ -157,15 +158,15 @@ _GENERIC: Final = Profile(
     vlan_max=4094,
     mtus=None,
     timers=BgpTimers(hold_s=90, keepalive_s=30),
-    hold_min_s=3,
     gtsm=True,
+    gtsm_possible=True,
     graceful_restart_s=120,
     md5_required=False,
     peer_asn=None,
     advertise_max=1000,  # ours
     advertise_ceiling=10_000,  # ours
     prefix_max=10_000,  # ours
-    bogons=_MARTIANS + _DOCUMENTATION,
+    bogons=MARTIANS + _DOCUMENTATION,
 )
 
 PROFILES: Final = MappingProxyType({p.name: p for p in (_AWS_DX, _GCP, _AZURE_ER, _GENERIC)})
