@@ -1,0 +1,177 @@
+"""The egress guard: nothing but MACsec and EAPOL leaves or enters a channel's port.
+
+Two mechanisms, found out and not assumed: the nftables netdev egress hook (kernel 5.16 and
+CONFIG_NETFILTER_EGRESS), else tc clsact with matchall and gact. Without either a channel's port
+must stay down. Both survive the death of every process of ours, and both hold for frames that
+a program writes to the port itself (AF_PACKET).
+
+With tc, three filters stand in each direction, at preferences 1 to n+1, each with handle 205,
+our mark: one that passes each EtherType, one that drops the rest.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Mapping
+from typing import Any, Final, Protocol
+
+from pyroute2 import AsyncIPRoute
+from pyroute2.netlink.exceptions import NetlinkError
+
+from router.errors import KernelError, Unsupported
+from router.kernel import nft
+from router.model import ROUTE_PROTOCOL
+from router.reconcile.objects import EgressGuard
+
+ETH_P_ALL: Final = 0x0003
+CLSACT_INGRESS: Final = 0xFFFFFFF2
+CLSACT_EGRESS: Final = 0xFFFFFFF3
+DIRECTIONS: Final = (CLSACT_EGRESS, CLSACT_INGRESS)
+PREFERENCE_DROP: Final = 100
+ACTION_OK: Final = 0
+ACTION_SHOT: Final = 2
+
+
+class GuardMechanism(Protocol):
+    """One way to guard a port."""
+
+    async def observe(self, links: Mapping[str, int]) -> dict[str, EgressGuard]:
+        """Return the complete guards by device; `links` maps names to ifindexes."""
+
+    async def install(self, guard: EgressGuard, index: int) -> None:
+        """Put a guard in place. Never opens a gap where one is there."""
+
+    async def remove(self, guard: EgressGuard, index: int) -> None:
+        """Take a guard away; one that is not there is no error."""
+
+
+class NftGuard:
+    """Guards in `table netdev lastmile`."""
+
+    async def observe(self, links: Mapping[str, int]) -> dict[str, EgressGuard]:
+        """Read our chains back."""
+        guards = nft.parse_guards(await nft.list_table("netdev") or [])
+        return {device: guard for device, guard in guards.items() if device in links}
+
+    async def install(self, guard: EgressGuard, index: int) -> None:  # noqa: ARG002 - nftables goes by name
+        """Replace the device's chains in one transaction."""
+        await nft.apply_guard(guard)
+
+    async def remove(self, guard: EgressGuard, index: int) -> None:  # noqa: ARG002 - nftables goes by name
+        """Delete the device's chains."""
+        await nft.delete_guard(guard)
+
+
+class TcGuard:
+    """Guards as tc filters on clsact."""
+
+    def __init__(self, route: AsyncIPRoute) -> None:
+        self._route = route
+
+    async def observe(self, links: Mapping[str, int]) -> dict[str, EgressGuard]:
+        """Read the filters of both directions of every device back."""
+        guards = {}
+        for device, index in links.items():
+            found = [await self._direction(index, parent) for parent in DIRECTIONS]
+            if found[0] and found[0] == found[1]:
+                guards[device] = EgressGuard(device, found[0])
+        return guards
+
+    async def _direction(self, index: int, parent: int) -> tuple[int, ...]:
+        """Return the EtherTypes that pass in one direction, empty where the guard is not whole."""
+        passes: dict[int, int] = {}
+        drops = False
+        async for message in await self._route.get_filters(index=index, parent=parent):
+            preference, protocol = message["info"] >> 16, _swap(message["info"] & 0xFFFF)
+            # The kernel lists an empty line per chain of filters before the filters themselves.
+            if message["handle"] != ROUTE_PROTOCOL or message.get_attr("TCA_KIND") != "matchall":
+                continue
+            action = _gact(message)
+            if protocol == ETH_P_ALL and preference == PREFERENCE_DROP and action == ACTION_SHOT:
+                drops = True
+            elif action == ACTION_OK and protocol != ETH_P_ALL:
+                passes[preference] = protocol
+        return tuple(passes[p] for p in sorted(passes)) if drops else ()
+
+    async def install(self, guard: EgressGuard, index: int) -> None:
+        """Install the filters: the passing ones first, so that a live channel loses nothing."""
+        try:
+            await self._route.tc("add", "clsact", index)
+        except NetlinkError as error:
+            if error.code != errno.EEXIST:
+                raise _error(guard.device, error) from error
+        for parent in DIRECTIONS:
+            filters = [(p, ethertype, "ok") for p, ethertype in enumerate(guard.ethertypes, start=1)]
+            for preference, protocol, action in (*filters, (PREFERENCE_DROP, ETH_P_ALL, "shot")):
+                try:
+                    await self._route.tc(
+                        "replace-filter",
+                        "matchall",
+                        index,
+                        handle=ROUTE_PROTOCOL,
+                        parent=parent,
+                        prio=preference,
+                        protocol=protocol,
+                        action=action,
+                    )
+                except NetlinkError as error:
+                    raise _error(guard.device, error) from error
+            await self._prune(index, parent, keep=len(guard.ethertypes))
+
+    async def _prune(self, index: int, parent: int, keep: int) -> None:
+        """Delete our passing filters beyond the first `keep`, left from a longer list."""
+        doomed = [
+            (message["info"] >> 16, _swap(message["info"] & 0xFFFF))
+            async for message in await self._route.get_filters(index=index, parent=parent)
+            if message["handle"] == ROUTE_PROTOCOL and keep < message["info"] >> 16 < PREFERENCE_DROP
+        ]
+        for preference, protocol in doomed:
+            await self._delete(index, parent, preference, protocol)
+
+    async def remove(self, guard: EgressGuard, index: int) -> None:
+        """Delete our filters; the clsact qdisc stays, somebody else may use it."""
+        for parent in DIRECTIONS:
+            for preference, ethertype in enumerate(guard.ethertypes, start=1):
+                await self._delete(index, parent, preference, ethertype)
+            await self._delete(index, parent, PREFERENCE_DROP, ETH_P_ALL)
+
+    async def _delete(self, index: int, parent: int, preference: int, protocol: int) -> None:
+        try:
+            await self._route.tc(
+                "del-filter", "matchall", index, parent=parent, prio=preference, protocol=protocol
+            )
+        except NetlinkError as error:
+            if error.code not in {errno.ENOENT, errno.EINVAL, errno.ENODEV}:
+                raise KernelError(f"ifindex {index}: tc del-filter: {error}", error.code) from error
+
+
+async def detect_guard(route: AsyncIPRoute) -> GuardMechanism:
+    """Return the mechanism that this kernel has. tc says on first use whether it can."""
+    return NftGuard() if await nft.has_egress_hook() else TcGuard(route)
+
+
+def _gact(message: Any) -> int | None:
+    """Return the number of a filter's one gact action."""
+    options = message.get_attr("TCA_OPTIONS")
+    actions = options.get_attr("TCA_MATCHALL_ACT") if options is not None else None
+    action = actions.get_attr("TCA_ACT_PRIO_1") if actions is not None else None
+    if action is None or action.get_attr("TCA_ACT_KIND") != "gact":
+        return None
+    number: int = action.get_attr("TCA_ACT_OPTIONS").get_attr("TCA_GACT_PARMS")["action"]
+    return number
+
+
+def _swap(protocol: int) -> int:
+    """Turn a protocol as it stands in `tcm_info` (network order) around."""
+    return int.from_bytes(protocol.to_bytes(2, "little"), "big")
+
+
+def _error(device: str, error: NetlinkError) -> KernelError:
+    if error.code in {errno.ENOENT, errno.EOPNOTSUPP, errno.EINVAL}:
+        return Unsupported(
+            f"{device}: this kernel has neither the nftables egress hook (CONFIG_NETFILTER_EGRESS, 5.16)"
+            " nor tc clsact with matchall and gact (modprobe sch_ingress cls_matchall act_gact):"
+            " the port stays down, because nothing would keep cleartext off it",
+            error.code,
+        )
+    return KernelError(f"{device}: tc guard: {error}", error.code)
