@@ -122,23 +122,28 @@ def resolve(document: Document, source: Source, directory: str) -> Draft:
     return _Resolver(document, source, directory).draft()
 
 
-def leaves(effective: EffectiveConfig) -> Iterator[tuple[str, object]]:
-    """List every value under its dotted path, list elements by what they are called."""
+def leaves(effective: EffectiveConfig) -> Iterator[tuple[tuple[str, ...], object]]:
+    """List every value under its path, list elements by what they are called."""
     for name in ("router", "interconnects", "channels", "vrfs", "connections"):
-        yield from _leaves(name, getattr(effective, name))
+        yield from _leaves((name,), getattr(effective, name))
+
+
+def dotted(path: Sequence[str]) -> str:
+    """Return the path as origins are keyed by it."""
+    return ".".join(path)
 
 
 _SCALARS: Final = (SecretRef, Sci)
 """Dataclasses that are one value to a reader."""
 
 
-def _leaves(path: str, value: Any) -> Iterator[tuple[str, object]]:
+def _leaves(path: tuple[str, ...], value: Any) -> Iterator[tuple[tuple[str, ...], object]]:
     if isinstance(value, tuple) and value and _called(value[0]) is not None:
         for element in value:
-            yield from _leaves(f"{path}.{_called(element)}", element)
+            yield from _leaves((*path, str(_called(element))), element)
     elif is_dataclass(value) and not isinstance(value, _SCALARS):
         for field in fields(value):
-            yield from _leaves(f"{path}.{field.name}", getattr(value, field.name))
+            yield from _leaves((*path, field.name), getattr(value, field.name))
     else:
         yield path, value
 
@@ -168,7 +173,9 @@ class _Resolver:
         self._origins: dict[str, Origin] = {}
 
     def draft(self) -> Draft:
-        interconnects, channels = [], []
+        router = self._router()
+        interconnects: list[Interconnect] = []
+        channels: list[Placed[Channel]] = []
         for index, spec in enumerate(self._document.interconnects):
             path: Path = ("interconnects", index)
             placed = [
@@ -203,13 +210,14 @@ class _Resolver:
         for index, connection in enumerate(self._document.connections):
             self._connection(("connections", index), connection, by_name, tables, connections, features)
         effective = EffectiveConfig(
-            router=self._router(),
+            router=router,
             interconnects=tuple(interconnects),
             channels=tuple(p.value for p in channels),
             vrfs=vrfs,
             connections=tuple(p.value for p in connections),
         )
-        origins = {key: self._origins.get(key, DERIVED) for key, _ in leaves(effective)}
+        keys = [dotted(path) for path, _ in leaves(effective)]
+        origins = {key: self._origins.get(key, DERIVED) for key in keys}
         return Draft(
             source=self._source,
             document=self._document,
@@ -239,6 +247,10 @@ class _Resolver:
 
     def _note(self, key: str, origin: Origin) -> None:
         self._origins.setdefault(key, origin)
+
+    def _same(self, key: str, other: str) -> None:
+        """Note that a value is a copy of another one, which has its origin already."""
+        self._note(key, self._origins[other])
 
     # The objects, from the outside in.
 
@@ -326,7 +338,7 @@ class _Resolver:
             return self._choose(f"{key}.{name}", candidates, otherwise, origin)
 
         policy = choose("policy", MacsecMode.MUST_SECURE.value, DEFAULT)
-        self._note(f"{key}.mode", self._origins[f"{key}.policy"])
+        self._same(f"{key}.mode", f"{key}.policy")
         return Macsec(
             mode=MacsecMode(policy),
             suite=choose("suite", profile.suite, origin),
@@ -422,7 +434,7 @@ class _Resolver:
             origin if timers.hold_s is None else DERIVED,
         )
         gtsm = choose("gtsm", profile.gtsm)
-        self._note(f"{key}.ttl", self._origins[f"{key}.gtsm"])
+        self._same(f"{key}.ttl", f"{key}.gtsm")
         prefix_max = choose("prefix_max", profile.prefix_max)
         return BgpPolicy(
             timers=BgpTimers(hold_s=hold_s, keepalive_s=keepalive_s),
@@ -470,7 +482,12 @@ class _Resolver:
                     prefix_length=self._said(f"{where}.prefix_length", pair.local.length, (*at, "local")),
                 )
             )
+            for name in ("local", "peer", "prefix_length"):
+                self._same(f"{key}.sessions.{afi}.addresses.{name}", f"{where}.{name}")
             where = f"{key}.sessions.{afi}"
+            self._same(f"{where}.local_asn", "router.asn")
+            self._same(f"{where}.router_id", "router.router_id")
+            self._same(f"{where}.site", f"channels.{channel.id}.site")
             sessions.append(
                 Session(
                     name=f"{outer.name}/{channel.id}/{afi}",
