@@ -164,7 +164,7 @@ def _host(line: int, results: Path | None) -> list[str]:
     if os.geteuid():
         raise LabError("a lab in this kernel's namespaces needs root; use sudo, or --machine guest")
     # A private /run, so that not even an empty directory stays behind.
-    mounts = ["mount -t tmpfs -o mode=0755 lab /run", f"mkdir -p /run/netns {WORK}"]
+    mounts = ["mount -t tmpfs -o mode=0755 lab /run", "mount -t tmpfs -o mode=1777 lab /var/tmp", f"mkdir -p /run/netns {WORK}"]
     if results is not None:
         mounts[:0] = [f"exec 9<{_quote(results)}"]
         mounts += [f"mkdir {RESULTS}", f"mount --bind /proc/self/fd/9 {RESULTS}", "exec 9<&-"]
@@ -199,7 +199,7 @@ def _init_script(results: Path | None) -> str:
             "export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/tmp",
             "mount -t proc proc /proc; mount -t sysfs sys /sys",
             "mkdir -p /dev/shm /dev/pts; mount -t tmpfs shm /dev/shm; mount -t devpts pts /dev/pts",
-            "mount -t tmpfs -o mode=0755 run /run; mount -t tmpfs -o mode=1777 tmp /tmp",
+            "mount -t tmpfs -o mode=0755 run /run; mount -t tmpfs -o mode=1777 tmp /tmp; mount -t tmpfs -o mode=1777 tmp /var/tmp",
             *again,
             f"mkdir -p /run/netns /run/lock {WORK}; mount -t tmpfs -o mode=0755 lab {WORK}",
             *share,

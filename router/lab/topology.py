@@ -95,6 +95,8 @@ class Edge:
     router_asn: int
     md5_file: str
     """Relative to the configuration; empty where the session has no password."""
+    router_prefixes: tuple[str, ...]
+    """What the router advertises: routes back for a speaker without a forwarding table."""
     gtsm: bool
     keepalive_s: int
     hold_s: int
@@ -141,6 +143,7 @@ class Topology:
                     "receive": Key(**e["receive"]),
                     "ipv4": Pair(**e["ipv4"]),
                     "ipv6": Pair(**e["ipv6"]),
+                    "router_prefixes": tuple(e["router_prefixes"]),
                 }
             )
             for e in raw["edges"]
@@ -277,6 +280,7 @@ def _edge(node: str, raw: dict[str, Any], config: dict[str, Any], wires: tuple[W
         asn=int(feature["bgp"]["peer_asn"]),
         router_asn=int(config["router"]["asn"]),
         md5_file=password["file"] if password else "",
+        router_prefixes=tuple(connection["advertise"]),
         gtsm=PROFILE_GTSM[profile],
         keepalive_s=keepalive_s,
         hold_s=hold_s,

@@ -1,0 +1,123 @@
+"""`lastmile lab`: the router with its branch, its provider's edges and a cloud, on this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from router.errors import LabError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+app = typer.Typer(no_args_is_help=True, help="Bring up a whole lab, look into it, run scenarios.")
+
+Edges = Annotated[str, typer.Option(help="The provider's edges: frr, bird or gobgp.")]
+Json = Annotated[bool, typer.Option("--json", help="Print data instead of a table.")]
+MachineKind = Annotated[
+    str, typer.Option("--machine", help="auto, host (namespaces of this kernel) or guest (user-mode Linux).")
+]
+
+
+def _console() -> Console:
+    """Progress goes to standard error, so that standard output is the result and nothing else."""
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False)
+
+
+@contextlib.contextmanager
+def _environment() -> Iterator[None]:
+    """A lab that cannot be built is a sentence and exit status 2; SIGTERM unwinds like Ctrl-C."""
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupted)
+    try:
+        yield
+    except LabError as error:
+        typer.echo(f"lastmile lab: {error}", err=True)
+        raise typer.Exit(2) from error
+    except KeyboardInterrupt:
+        typer.echo("lastmile lab: interrupted; everything is removed", err=True)
+        raise typer.Exit(130) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _print_json(data: Any) -> None:
+    sys.stdout.write(json.dumps(data, indent=2) + "\n")
+
+
+@app.command("list")
+def list_(as_json: Json = False) -> None:
+    """Show the scenarios and topologies there are."""
+    from router.lab import topology
+    from router.lab.scenario import all_scenarios
+
+    with _environment():
+        topologies = [(name, topology.load(name).about) for name in topology.names()]
+    scenarios = all_scenarios()
+    if as_json:
+        _print_json(
+            {
+                "scenarios": [
+                    {"name": s.name, "about": s.about, "topology": s.topology, "edges": list(s.edges)} for s in scenarios
+                ],
+                "topologies": [{"name": name, "about": about} for name, about in topologies],
+            }
+        )
+        return
+    width = max(len(name) for name in [*(s.name for s in scenarios), *(n for n, _ in topologies)])
+    typer.echo("Scenarios (lastmile lab run NAME...):")
+    for scenario in scenarios:
+        typer.echo(f"  {scenario.name:{width}}  {scenario.about} [{', '.join(scenario.edges)}]")
+    typer.echo("Topologies (lastmile lab up NAME):")
+    for name, about in topologies:
+        typer.echo(f"  {name:{width}}  {about}")
+
+
+@app.command()
+def run(
+    scenarios: Annotated[list[str], typer.Argument(help="Names from `lab list`, or `all`.")],
+    edges: Edges = "",
+    machine: MachineKind = "auto",
+    capture: Annotated[Path | None, typer.Option(help="Keep whole captures, a pcapng per wire, in this directory.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Run scenarios: live progress, then a table (or data) of what was seen.
+
+    Exit status 0: every check holds; 1: one does not; 2: the lab could not be built.
+    """
+    from rich.console import Console
+
+    from router.lab import detect, runner
+    from router.lab.scenario import all_scenarios, find
+
+    console = _console()
+    with _environment():
+        chosen = list(all_scenarios()) if scenarios == ["all"] else [find(name) for name in scenarios]
+        for scenario in chosen:
+            if edges and edges not in scenario.edges:
+                raise LabError(f"{scenario.name} runs with {' or '.join(scenario.edges)} edges, not with {edges!r}")
+        kind, reason = detect.choose(machine)
+        console.print(reason)
+        outcomes = []
+        for scenario in chosen:
+            kept = capture / scenario.name if capture and len(chosen) > 1 else capture
+            outcome = runner.run(scenario, edges or scenario.edges[0], kind, console, kept)
+            outcomes.append(outcome)
+            if not as_json:
+                runner.show(outcome, Console(highlight=False))
+        if as_json:
+            data = [outcome.report.to_data() for outcome in outcomes]
+            _print_json(data[0] if len(data) == 1 else data)
+    raise typer.Exit(max(outcome.code for outcome in outcomes))

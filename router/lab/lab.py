@@ -1,0 +1,104 @@
+"""A whole lab inside the machine: the network, far ends, captures and the router under test."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+from router.lab import farend
+from router.lab.capture import Capture
+from router.lab.daemon import RouterUnderTest
+from router.lab.machine import RESULTS, WORK
+from router.lab.network import Network
+from router.lab.topology import Topology
+
+
+class Lab:
+    """A topology with its programs. Build it, use it, `close` it."""
+
+    def __init__(self, topology: Topology, edges: str = "frr", *, keep_captures: bool = False) -> None:
+        self.topology = topology
+        self.edges_kind = edges
+        self.network = Network(topology)
+        self.router = RouterUnderTest(self.network, WORK / "router")
+        self.far_ends: dict[str, farend.FarEnd] = {}
+        self.captures: dict[str, Capture] = {}
+        """By channel."""
+        self._keep_captures = keep_captures
+
+    def build(self) -> None:
+        """Make the network. Raises LabError."""
+        self.network.build()
+
+    def start_edges(self, nodes: tuple[str, ...] = ()) -> None:
+        """Start the routing daemons of these edges, or of all."""
+        started: list[farend.FarEnd] = []
+        for edge in self.topology.edges:
+            if nodes and edge.node not in nodes:
+                continue
+            password = self.network.secret(edge.md5_file) if edge.md5_file else ""
+            self.far_ends[edge.node] = farend.make(
+                self.edges_kind,
+                self.network.nodes[edge.node],
+                edge,
+                WORK / edge.node,
+                password,
+                self.topology.announce,
+            )
+            started.append(self.far_ends[edge.node])
+            started[-1].start()
+        for far_end in started:
+            far_end.ready()
+
+    def start_captures(self) -> None:
+        """Capture on every wire between the router and an edge, from before the router's first frame."""
+        directory = RESULTS if self._keep_captures else WORK
+        for edge in self.topology.edges:
+            path = directory / f"{edge.channel}.pcapng"
+            node = self.network.nodes[edge.node]
+            self.captures[edge.channel] = Capture(node, edge.port, path, whole=self._keep_captures)
+            self.captures[edge.channel].start()
+        for capture in self.captures.values():
+            capture.ready()
+
+    def stop_captures(self) -> dict[str, Path]:
+        """End the captures; their files by channel."""
+        for capture in self.captures.values():
+            capture.stop()
+        return {channel: capture.path for channel, capture in self.captures.items()}
+
+    def nexthops(self, prefix: str) -> list[dict[str, Any]]:
+        """The next hops of the router's route to `prefix`: device and gateway, as its kernel has them."""
+        family = "-6" if ":" in prefix else "-4"
+        routes = self.network.router.ip(family, "-d", "route", "show", prefix)
+        if not routes:
+            return []
+        route = routes[0]
+        group = route.get("nhid")
+        if group is None:
+            return list(route.get("nexthops") or [route])
+        objects = {o["id"]: o for o in self.network.router.ip("nexthop", "show")}
+        members = [member["id"] for member in objects[group].get("group", [{"id": group}])]
+        return [objects[member] for member in members]
+
+    def macsec_counters(self, node: str) -> dict[str, tuple[int, int]]:
+        """Frames (received ok, sent encrypted) of every MACsec device in a node."""
+        found = {}
+        for device in self.network.nodes[node].ip("-s", "macsec", "show"):
+            received = sum(
+                int(sa.get("stats", {}).get("InPktsOK", 0)) for sc in device.get("rx_sc", []) for sa in sc.get("sa_list", [])
+            )
+            sent = sum(int(sa.get("stats", {}).get("OutPktsEncrypted", 0)) for sa in device.get("sa_list", []))
+            found[device["ifname"]] = (received, sent)
+        return found
+
+    def close(self) -> None:
+        """Stop all programs and remove the namespaces."""
+        with contextlib.suppress(OSError):
+            if self.router.process is not None:
+                self.router.stop()
+        for far_end in self.far_ends.values():
+            far_end.stop()
+        self.stop_captures()
+        self.network.close()

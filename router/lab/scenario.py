@@ -1,0 +1,125 @@
+"""Scenarios: functions that drive a lab and put what they saw into a report.
+
+To add one, write a function `(Lab, Report) -> None` in a module of `router.lab.scenarios` and give
+it a line in `all_scenarios()`. It finds the network built, captures running and the edges'
+daemons up; the router is its to start. It raises nothing for a failed check; what it does raise
+(a deadline, a crash) becomes a failed check with the router's log and status beside it.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from router.errors import LabError
+from router.lab import farend
+from router.lab.lab import Lab
+from router.lab.report import Emit, Report, to_line
+from router.lab.topology import Topology
+
+ScenarioFunction = Callable[[Lab, Report], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """One entry of the list."""
+
+    name: str
+    about: str
+    topology: str
+    function: str
+    """`module:function` in `router.lab.scenarios`: loaded when it is run, and only then."""
+    timeout_s: float = 180.0
+    edges: tuple[str, ...] = farend.KINDS
+    """Which far ends it can be run with; the first is the default."""
+    start_edges: tuple[str, ...] = ()
+    """Edges to start beforehand; empty for all."""
+
+    def load(self) -> ScenarioFunction:
+        """Import the function."""
+        from importlib import import_module
+
+        module, _, name = self.function.partition(":")
+        function: ScenarioFunction = getattr(import_module(f"router.lab.scenarios.{module}"), name)
+        return function
+
+
+def all_scenarios() -> tuple[Scenario, ...]:
+    """The list of scenarios, in the order they are shown and run."""
+    return (
+        Scenario(
+            "four-channels",
+            "four channels up, ECMP, MTU, TCP, nothing in clear",
+            topology="four-channels",
+            function="channels:four_channels",
+        ),
+    )
+
+
+def find(name: str) -> Scenario:
+    """Look a scenario up. Raises LabError."""
+    for scenario in all_scenarios():
+        if scenario.name == name:
+            return scenario
+    raise LabError(f"there is no scenario {name!r}; there are {', '.join(s.name for s in all_scenarios())}")
+
+
+def run_inside(scenario: Scenario, topology: Topology, edges: str, *, keep_captures: bool, emit: Emit) -> int:
+    """Run a scenario in this machine, reporting to `emit`; 0 ok, 1 not, 2 the lab could not be built."""
+    report = Report(scenario.name, emit)
+    lab = Lab(topology, edges, keep_captures=keep_captures)
+    try:
+        report.progress(f"building {topology.name}: {len(topology.nodes)} nodes, {len(topology.wires)} wires")
+        lab.build()
+        lab.start_captures()
+        report.progress(f"starting the edges: {edges} on {', '.join(e.node for e in topology.edges)}")
+        lab.start_edges(scenario.start_edges)
+    except LabError as error:
+        emit({"event": "error", "text": str(error)})
+        return 2
+    try:
+        scenario.load()(lab, report)
+        report.finish()
+    except LabError as error:
+        report.check("the scenario ran to its end", False, str(error))
+    except Exception as error:  # noqa: BLE001 - what was seen so far must still be reported
+        report.check("the scenario ran to its end", False, f"{type(error).__name__}: {error}")
+        report.note(traceback.format_exc())
+    if not report.ok:
+        _explain(lab, report)
+    lab.stop_captures()
+    return 0 if report.ok else 1
+
+
+def _explain(lab: Lab, report: Report) -> None:
+    """Put beside a failure what an engineer would ask for first."""
+    try:
+        report.note("router's status: " + json.dumps(lab.router.status(), indent=1))
+    except LabError as error:
+        report.note(f"router's status: {error}")
+    report.note("router's log:\n" + lab.router.log_tail())
+    for name, far_end in lab.far_ends.items():
+        try:
+            seen = ", ".join(f"{s.afi} {s.state} (received {s.prefixes_received})" for s in far_end.sessions())
+        except (LabError, KeyError, ValueError) as error:
+            seen = str(error)
+        report.note(f"{name}'s sessions: {seen}")
+
+
+def main() -> None:
+    """Entry inside the machine: `inside SCENARIO EDGES KEEP`, the topology as JSON on standard input."""
+    name, edges, keep = sys.argv[1:4]
+
+    def emit(event: dict[str, object]) -> None:
+        sys.stdout.write(to_line(event) + "\n")
+        sys.stdout.flush()
+
+    topology = Topology.from_json(sys.stdin.read())
+    sys.exit(run_inside(find(name), topology, edges, keep_captures=keep == "keep", emit=emit))
+
+
+if __name__ == "__main__":
+    main()
