@@ -34,7 +34,7 @@
 
 #define GCM_IV_LEN 12
 #define GCM_TAG_LEN 16
-#define GCM_KEY_STATE 4992 /* octets of backend state in a key; each backend asserts that it fits */
+#define GCM_KEY_STATE 5312 /* octets of backend state in a key; each backend asserts that it fits */
 
 enum gcm_error {
     GCM_OK = 0,
@@ -54,7 +54,7 @@ struct gcm_op {
     uint32_t data_len;
     uint32_t aad_len;
     uint8_t iv[GCM_IV_LEN];
-    uint32_t ok; /* open: 1 if the tag was right, else 0. seal: 1 */
+    uint32_t ok; /* 1: sealed, or opened and authentic. 0: refused, and the data is zeroed */
 };
 
 struct gcm_backend;
@@ -95,7 +95,8 @@ int gcm_key_init(struct gcm_key *key, const struct gcm_backend *backend, const u
 /* gcm_key_wipe: free what the backend holds and zero the key. Wiping twice does no harm. */
 void gcm_key_wipe(struct gcm_key *key);
 
-/* gcm_seal: encrypt ops[0..n), write their tags, set ok to 1. Never fails. The caller sees to it
+/* gcm_seal: encrypt ops[0..n), write their tags, set each ok. Only openssl can refuse a frame (out
+ * of memory, or a part above 2^31-1 octets); such a frame must not be sent. The caller sees to it
  * that no IV is ever used twice under a key. */
 void gcm_seal(const struct gcm_key *key, struct gcm_op *ops, size_t n);
 
