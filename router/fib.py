@@ -69,9 +69,11 @@ class Fib:
 
     def __init__(self) -> None:
         self._ids = _Ids()
-        self._groups: dict[tuple[Afi, NexthopSet], _Group] = {}
+        self._groups: dict[int, _Group] = {}
+        self._group_of: dict[tuple[Afi, NexthopSet], _Group] = {}
+        """The group that new routes with these next hops join. A restart may leave a second one."""
         self._of_route: dict[RouteKey, _Group] = {}
-        self._route_installed: dict[RouteKey, int] = {}
+        self._route_installed: dict[tuple[int, Prefix], int] = {}
         """Routes that the kernel has, with the group id they point at."""
         self._nexthop_ids: dict[Nexthop, int] = {}
         """Numbers given to next hops, whether or not the kernel has them."""
@@ -95,26 +97,18 @@ class Fib:
         """Take a device's carrier and admin state. Devices are taken to be up until told otherwise."""
         if up == (device not in self._down_devices):
             return
-        if up:
-            self._down_devices.discard(device)
-        else:
-            self._down_devices.add(device)
-            # The kernel has deleted its nexthop objects, or is about to; so do we, to be sure.
-        self._touch(nexthop for nexthop in self._nexthop_ids if nexthop.device == device)
+        # The kernel deletes the nexthop objects of a device that goes down; so do we, to be sure.
+        (self._down_devices.discard if up else self._down_devices.add)(device)
+        self._touched.update(
+            group for group in self._groups.values() if any(hop.device == device for hop in group.nexthops)
+        )
 
     def set_nexthop(self, nexthop: Nexthop, alive: bool) -> None:
         """Take a neighbour's liveness (BFD, drain). Neighbours live until told otherwise."""
         if alive == (nexthop not in self._dead):
             return
-        if alive:
-            self._dead.discard(nexthop)
-        else:
-            self._dead.add(nexthop)
-        self._touch([nexthop])
-
-    def _touch(self, nexthops: Iterable[Nexthop]) -> None:
-        changed = set(nexthops)
-        self._touched.update(group for group in self._groups.values() if group.nexthops & changed)
+        (self._dead.discard if alive else self._dead.add)(nexthop)
+        self._touched.update(group for group in self._groups.values() if nexthop in group.nexthops)
 
     def alive(self, nexthop: Nexthop) -> bool:
         """Tell whether a next hop may carry packets."""
@@ -130,10 +124,10 @@ class Fib:
     ) -> None:
         """Take over what a previous life left in the kernel; all routes are stale until `sweep`.
 
-        Call it once, before anything else. What does not fit our way of building routes (a route
-        without a group, two groups with equal members) is replaced or deleted.
+        Call it once, before anything else but `set_device` and `set_nexthop`. What does not fit our
+        way of building routes (a route without a group) is replaced or deleted.
         """
-        assert not self._groups and not self._of_route
+        assert not self._groups, "adopt() comes first"
         self._observe(nexthops, groups, routes)
         self._stale = set(self._of_route)
 
@@ -183,7 +177,7 @@ class Fib:
         pending = self._wanted
         stale = self._stale
         self._ids = _Ids()
-        self._groups, self._of_route, self._route_installed = {}, {}, {}
+        self._groups, self._group_of, self._of_route, self._route_installed = {}, {}, {}, {}
         self._nexthop_ids, self._nexthop_installed = {}, set()
         self._touched = set()
         self._wanted = {}
@@ -200,7 +194,6 @@ class Fib:
         groups: Mapping[int, tuple[int, ...]],
         routes: Mapping[tuple[int, Prefix], int],
     ) -> None:
-        by_id: dict[int, _Group] = {}
         for number, nexthop in nexthops.items():
             if nexthop in self._nexthop_ids or not _is_ours(number):
                 self._condemn(number)
@@ -217,19 +210,16 @@ class Fib:
             if len(afis) != 1 or len(known) != len(members) or not _is_ours(number):
                 self._condemn(number)
                 continue
-            afi = afis.pop()
-            if (afi, key) in self._groups:
-                self._condemn(number)
-                continue
             self._ids.take(number)
-            group = _Group(number, afi, key)
+            group = _Group(number, afis.pop(), key)
             group.installed = tuple(sorted(members))
-            self._groups[afi, key] = by_id[number] = group
+            self._groups[number] = group
+            self._group_of.setdefault((group.afi, key), group)
             self._touched.add(group)
         for (table, prefix), number in routes.items():
             route = RouteKey(table, prefix)
             self._route_installed[route] = number
-            member_of = by_id.get(number)
+            member_of = self._groups.get(number)
             if member_of is not None:
                 member_of.routes.add(route)
                 self._of_route[route] = member_of
@@ -305,16 +295,17 @@ class Fib:
         self._wanted = kept
         rerouted: set[RouteKey] = set()
         for (group, afi, nexthops), routes in moves.items():
-            target = self._groups.get((afi, nexthops))
+            target = self._group_of.get((afi, nexthops))
             if target is None and group is not None and len(routes) == len(group.routes):
                 # All of them, and nobody else wants it yet: the group itself changes.
-                del self._groups[afi, group.nexthops]
+                self._forget(group)
                 group.nexthops = nexthops
-                self._groups[afi, nexthops] = group
+                self._group_of[afi, nexthops] = group
                 self._touched.add(group)
                 continue
             if target is None:
-                target = self._groups[afi, nexthops] = _Group(self._ids.next(), afi, nexthops)
+                target = _Group(self._ids.next(), afi, nexthops)
+                self._groups[target.id] = self._group_of[afi, nexthops] = target
             for route in routes:
                 if group is not None:
                     self._leave(route, group)
@@ -358,9 +349,14 @@ class Fib:
         self._group_is_gone(group)
         self._touched.discard(group)
         if not group.routes:
-            del self._groups[group.afi, group.nexthops]
+            self._forget(group)
+            del self._groups[group.id]
             self._ids.give(group.id)
         return ops
+
+    def _forget(self, group: _Group) -> None:
+        if self._group_of.get((group.afi, group.nexthops)) is group:
+            del self._group_of[group.afi, group.nexthops]
 
     def _break_nexthops(self) -> list[FibOp]:
         """Delete nexthop objects that are in no group of the kernel."""
@@ -384,6 +380,10 @@ class Fib:
             key: tuple(sorted(nexthop for nexthop in group.nexthops if self.alive(nexthop)))
             for key, group in self._of_route.items()
         }
+
+    def installed(self) -> Mapping[tuple[int, Prefix], int]:
+        """Routes that the kernel has, with the nexthop id that each points at."""
+        return self._route_installed
 
 
 def _is_ours(number: int) -> bool:

@@ -70,7 +70,8 @@ def list_(as_json: Json = False) -> None:
         _print_json(
             {
                 "scenarios": [
-                    {"name": s.name, "about": s.about, "topology": s.topology, "edges": list(s.edges)} for s in scenarios
+                    {"name": s.name, "about": s.about, "topology": s.topology, "edges": list(s.edges)}
+                    for s in scenarios
                 ],
                 "topologies": [{"name": name, "about": about} for name, about in topologies],
             }
@@ -90,7 +91,9 @@ def run(
     scenarios: Annotated[list[str], typer.Argument(help="Names from `lab list`, or `all`.")],
     edges: Edges = "",
     machine: MachineKind = "auto",
-    capture: Annotated[Path | None, typer.Option(help="Keep whole captures, a pcapng per wire, in this directory.")] = None,
+    capture: Annotated[
+        Path | None, typer.Option(help="Keep whole captures, a pcapng per wire, in this directory.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Run scenarios: live progress, then a table (or data) of what was seen.
@@ -107,7 +110,9 @@ def run(
         chosen = list(all_scenarios()) if scenarios == ["all"] else [find(name) for name in scenarios]
         for scenario in chosen:
             if edges and edges not in scenario.edges:
-                raise LabError(f"{scenario.name} runs with {' or '.join(scenario.edges)} edges, not with {edges!r}")
+                raise LabError(
+                    f"{scenario.name} runs with {' or '.join(scenario.edges)} edges, not with {edges!r}"
+                )
         kind, reason = detect.choose(machine)
         console.print(reason)
         outcomes = []

@@ -122,15 +122,13 @@ def config_show(
     json: Json = False,
 ) -> None:
     """Show every effective value, and with --origin whether the file, a profile or we said so."""
-    from router.config.show import show
+    from router.config.show import nested, show
 
     loaded = _load(file, json=json, secrets=False)
-    rows = show(loaded)
     if json:
-        print_json(
-            {row.path: {"value": row.value, "origin": row.origin} if origin else row.value for row in rows}
-        )
+        print_json(nested(loaded, origin=origin))
         return
+    rows = show(loaded)
     width = max((len(row.path) for row in rows), default=0)
     for row in rows:
         line = f"{row.path:<{width}}  {row.value}"
@@ -216,7 +214,7 @@ def run(
     try:
         for directory, mode in ((run_dir, 0o755), (state_dir, 0o700)):
             directory.mkdir(mode=mode, parents=True, exist_ok=True)
-        accept(run_dir, file.absolute(), loaded.text)
+        accept(run_dir, file.absolute(), file.read_text())
     except OSError as error:
         fail(f"cannot write {error.filename}: {error.strerror}")
     os.environ["LASTMILE_LOG"] = "json" if json or not sys.stderr.isatty() else "pretty"

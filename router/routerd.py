@@ -1,0 +1,760 @@
+"""The router daemon: wires kernel, BGP, FIB, proofs and verdicts together. No logic of its own.
+
+    netlink --> Reconciler --link events--> Fib <--routes-- Speaker <--> shims
+                    |                        |
+                    +--<-- desired state     +--> operations --> kernel
+    MtuProber, SecY, neighbours --> ChannelFacts --> Verdicts --> status, log
+
+It may die at any moment: forwarding is the kernel's, BGP is ExaBGP's, keys are keyd's. On start it
+adopts the routes that it finds, asks the shims what the peers said, and only then sweeps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import signal
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from router import __version__
+from router.accepted import accept, accepted_path, load_accepted
+from router.api.server import serve
+from router.api.types import (
+    ChannelStatus,
+    CheckResult,
+    FeatureStatus,
+    FindingStatus,
+    MacsecStatus,
+    MtuStatus,
+    NeighbourStatus,
+    ObjectError,
+    PathStatus,
+    ProcessStatus,
+    RouterStatus,
+    Routes,
+    RouteStatus,
+    SessionStatus,
+    Status,
+)
+from router.bgp.decision import EQUAL_COST_STEPS, Decision
+from router.bgp.decision import Path as DecidedPath
+from router.bgp.rib import SessionChange, nexthops_of
+from router.bgp.speaker import Routes as RoutesChanged
+from router.bgp.speaker import SessionReport, Speaker, Synced
+from router.channel import ChannelFacts, FeatureFacts, MacsecFacts, SessionFacts, Verdicts
+from router.config.effective import Channel, EffectiveConfig, Feature
+from router.config.findings import ConfigErrors, Finding
+from router.config.load import Loaded, load_text
+from router.config.secrets import check_secrets, resolve_password
+from router.errors import ConfigError, KernelError
+from router.fib import Fib
+from router.fib_ops import FibOp, GroupReplace, NexthopDelete, NexthopReplace, RouteDelete, RouteReplace
+from router.kernel.netlink import NetlinkKernel
+from router.log import configure
+from router.model import Nexthop, Prefix, pack_address, show_address
+from router.monitor.probes import MtuProber, MtuResult
+from router.monitor.probes import Path as ProbePath
+from router.reconcile.desired import desired_state
+from router.reconcile.kernel import FibFailure, Neighbour
+from router.reconcile.loop import Reconciler
+from router.reconcile.objects import EgressGuard, Key
+from router.secy import SecyState
+from router.supervise import ask
+
+FACTS_INTERVAL_S: Final = 2.0
+"""Verdicts are formed at least this often, and at once when a link or session changes."""
+FACTS_AGE_S: Final = 0.5
+"""Status asked for more often than this is answered from the last collection."""
+FIB_RETRY_S: Final = 0.5
+RESYNC_PAUSE_S: Final = 0.05
+"""Bursts of route notifications are answered by one look at the kernel."""
+DRAIN_S: Final = 2.0
+"""A session that a reload removes is first withdrawn and taken out of the groups this long."""
+CHILDREN_RETRY_S: Final = 1.0
+
+
+@dataclass(slots=True)
+class _Facts:
+    """What was collected of the kernel at one moment."""
+
+    at: float = 0.0
+    carrier: dict[str, bool] = field(default_factory=dict)
+    up: dict[str, bool] = field(default_factory=dict)
+    secys: dict[str, SecyState | None] = field(default_factory=dict)
+    neighbours: dict[str, Sequence[Neighbour]] = field(default_factory=dict)
+
+
+class Daemon:
+    """One router. `run()` ends when it is told to stop."""
+
+    def __init__(self, run_dir: Path, loaded: Loaded, kernel: NetlinkKernel, log: Any) -> None:
+        self._run_dir = run_dir
+        self._config: EffectiveConfig = loaded.effective
+        self._kernel = kernel
+        self._log = log
+        self._started = self._config_since = time.time()
+        self._notice = ""
+        self._reconciler = Reconciler(kernel)
+        self._speaker = Speaker(
+            loaded.effective, run_dir, resolve=resolve_password, signal_child=self._signal_child
+        )
+        self._fib = Fib()
+        self._fib_lock = asyncio.Lock()
+        self._fib_retry = asyncio.Event()
+        self._fib_errors: dict[str, ObjectError] = {}
+        self._prober = MtuProber()
+        self._verdicts = Verdicts()
+        self._facts = _Facts()
+        self._facts_lock = asyncio.Lock()
+        self._judge_now = asyncio.Event()
+        self._not_valid_base: dict[str, tuple[int, int]] = {}
+        self._reload_lock = asyncio.Lock()
+        self._flaps: dict[str, int] = {}
+        self._stop = asyncio.Event()
+
+    # Running
+
+    async def run(self) -> None:
+        """Run until SIGTERM. Raises ConfigError where BGP cannot be set up at all."""
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, self._stop.set)
+        observed = await self._kernel.observe_fib()
+        self._fib.adopt(observed.nexthops, observed.groups, observed.routes)
+        self._log.info("routerd.adopted", routes=len(observed.routes), groups=len(observed.groups))
+        self._reconciler.set_desired(desired_state(self._config))
+        self._prober.set_paths(_probe_paths(self._config))
+        api = await serve(self, self._run_dir / "control.sock")
+        stopper = asyncio.create_task(self._stop.wait())
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                work = [
+                    self._reconciler.run(),
+                    self._bgp(),
+                    self._prober.run(),
+                    self._take_routes(),
+                    self._take_links(),
+                    self._resync(),
+                    self._retry(),
+                    self._judge(),
+                ]
+                running = [tasks.create_task(coroutine) for coroutine in work]
+                reloads: set[asyncio.Task[CheckResult]] = set()
+
+                def reload() -> None:
+                    task = tasks.create_task(self.reload(None))
+                    reloads.add(task)
+                    task.add_done_callback(reloads.discard)
+
+                loop.add_signal_handler(signal.SIGHUP, reload)
+                await stopper
+                for task in running:
+                    task.cancel()
+        finally:
+            await api.cleanup()
+            (self._run_dir / "control.sock").unlink(missing_ok=True)
+
+    async def _bgp(self) -> None:
+        await self._speaker.prepare()
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._speaker.run())
+            await self._want_children()
+
+    async def _want_children(self) -> None:
+        """Tell the supervisor which processes BGP needs, until it has heard."""
+        while True:
+            try:
+                await ask(self._run_dir, {"children": [spec.to_json() for spec in self._speaker.children()]})
+            except (OSError, ValueError) as error:
+                self._log.warning("routerd.no_supervisor", reason=str(error))
+                await asyncio.sleep(CHILDREN_RETRY_S)
+            else:
+                return
+
+    async def _signal_child(self, name: str, number: signal.Signals) -> None:
+        try:
+            await ask(self._run_dir, {"signal": [name, number.name]})
+        except (OSError, ValueError) as error:
+            self._log.warning("routerd.no_supervisor", reason=str(error))
+
+    # Routes
+
+    async def _take_routes(self) -> None:
+        queue = self._speaker.events
+        while True:
+            event = await queue.get()
+            while True:
+                match event:
+                    case RoutesChanged(changes):
+                        for change in changes:
+                            self._fib.set_route(change.table, change.prefix, change.nexthops)
+                    case Synced(reason):
+                        swept = self._fib.sweep()
+                        self._log.info("routerd.synced", reason=reason, swept=swept)
+                    case SessionChange():
+                        self._judge_now.set()
+                if queue.empty():
+                    break
+                event = queue.get_nowait()
+            await self._flush()
+
+    async def _take_links(self) -> None:
+        while True:
+            event = await self._reconciler.link_events.get()
+            self._fib.set_device(event.device, event.up)
+            if self._reconciler.link_events.empty():
+                await self._flush()
+                self._judge_now.set()
+
+    async def _resync(self) -> None:
+        """Read our routes back whenever somebody else may have changed them."""
+        while True:
+            await self._reconciler.fib_resync.wait()
+            await asyncio.sleep(RESYNC_PAUSE_S)
+            self._reconciler.fib_resync.clear()
+            async with self._fib_lock:
+                try:
+                    observed = await self._kernel.observe_fib()
+                except KernelError as error:
+                    self._log.warning("fib.observe_failed", reason=str(error))
+                    self._fib_retry.set()
+                    continue
+                self._fib.resync(observed.nexthops, observed.groups, observed.routes)
+                await self._apply()
+
+    async def _retry(self) -> None:
+        while True:
+            await self._fib_retry.wait()
+            await asyncio.sleep(FIB_RETRY_S)
+            self._fib_retry.clear()
+            self._reconciler.fib_resync.set()
+
+    async def _flush(self) -> None:
+        async with self._fib_lock:
+            await self._apply()
+
+    async def _apply(self) -> None:
+        """Bring the kernel to what the FIB wants; what is refused is tried again from a fresh look."""
+        ops = self._fib.take_outputs()
+        if not ops:
+            return
+        failures = await self._kernel.apply_fib(ops)
+        errors = {_name(failure.op): failure for failure in failures}
+        now = time.time()
+        self._fib_errors = {
+            name: ObjectError(
+                name, failure.reason, known.since if (known := self._fib_errors.get(name)) else now
+            )
+            for name, failure in errors.items()
+        }
+        if failures:
+            self._log.warning(
+                "fib.refused", count=len(failures), first=_name(failures[0].op), reason=failures[0].reason
+            )
+            self._forget(failures)
+            self._fib_retry.set()
+
+    def _forget(self, failures: Sequence[FibFailure]) -> None:
+        ids: list[int] = []
+        routes: list[tuple[int, Prefix]] = []
+        for failure in failures:
+            match failure.op:
+                case NexthopReplace(id=number) | GroupReplace(id=number):
+                    ids.append(number)
+                case RouteReplace(table=table, prefix=prefix):
+                    routes.append((table, prefix))
+                case _:
+                    pass
+        self._fib.kernel_lost(ids, routes)
+
+    # Configuration
+
+    def config(self) -> dict[str, str]:
+        """Return the accepted configuration: its path and its text."""
+        return {
+            "path": str(accepted_path(self._run_dir)),
+            "text": (self._run_dir / "accepted.yaml").read_text(),
+        }
+
+    async def reload(self, path: Path | None) -> CheckResult:
+        """Load a file and change over to it; refused whole where anything is wrong with it."""
+        async with self._reload_lock:
+            file = path or accepted_path(self._run_dir)
+            try:
+                text = file.read_text()
+            except (OSError, UnicodeDecodeError) as error:
+                reason = getattr(error, "strerror", None) or "is not UTF-8 text"
+                return self._refuse(file, [Finding(str(file), 0, 0, "", f"cannot be read: {reason}")])
+            try:
+                loaded = load_text(text, str(file))
+                if findings := check_secrets(loaded.effective):
+                    return self._refuse(file, findings)
+                await self._change_over(loaded.effective)
+            except ConfigErrors as error:
+                return self._refuse(file, error.findings)
+            except ConfigError as error:
+                return self._refuse(file, [Finding(str(file), 0, 0, "", str(error))])
+            accept(self._run_dir, file, text)
+            self._notice, self._config_since = "", time.time()
+            await self._signal_child("keyd", signal.SIGHUP)
+            self._log.info("config.accepted", file=str(file))
+            return CheckResult(ok=True, file=str(file), findings=_shown(loaded.warnings))
+
+    def _refuse(self, file: Path, findings: Sequence[Finding]) -> CheckResult:
+        clock = time.strftime("%H:%M:%S")
+        self._notice = f"{file} was refused at {clock} ({findings[0]}); the configuration before it runs on"
+        self._log.warning("config.refused", file=str(file), findings=[str(finding) for finding in findings])
+        return CheckResult(ok=False, file=str(file), findings=_shown(findings))
+
+    async def _change_over(self, config: EffectiveConfig) -> None:
+        """Go over to `config`. Raises ConfigError before anything has changed."""
+        kept = {session.name: session for session in config.sessions}
+        leaving = [s for s in self._config.sessions if kept.get(s.name) != s]
+        if leaving:
+            await self._drain([(s.name, Nexthop(s.device, pack_address(s.addresses.peer))) for s in leaving])
+        try:
+            await self._speaker.reconfigure(config)
+        finally:
+            for session in leaving:
+                self._fib.set_nexthop(
+                    Nexthop(session.device, pack_address(session.addresses.peer)), alive=True
+                )
+                with suppress(ConfigError):
+                    self._speaker.set_silent(session.name, silent=False)
+        self._config = config
+        await self._want_children()
+        self._reconciler.set_desired(desired_state(config))
+        self._prober.set_paths(_probe_paths(config))
+        self._verdicts.forget([channel.id for channel in config.channels])
+        self._facts = _Facts()
+        await self._flush()
+        self._judge_now.set()
+
+    async def _drain(self, sessions: Sequence[tuple[str, Nexthop]]) -> None:
+        """Move traffic away from sessions that end: both directions, before the session goes."""
+        for name, nexthop in sessions:
+            self._fib.set_nexthop(nexthop, alive=False)
+            with suppress(ConfigError):
+                self._speaker.set_silent(name, silent=True)
+        await self._flush()
+        await asyncio.sleep(DRAIN_S)
+
+    async def shut_down(self, *, release: bool) -> None:
+        """Withdraw from the peers; with `release` also end BGP and remove what we made."""
+        self._log.info("routerd.shutdown", release=release)
+        await self._speaker.withdraw_all()
+        if release:
+            with suppress(OSError, ValueError):
+                await ask(self._run_dir, {"children": []})
+            try:
+                await self._reconciler.release()
+            except KernelError as error:
+                self._log.error("routerd.release_failed", reason=str(error))
+
+    # Facts and verdicts
+
+    async def _judge(self) -> None:
+        while True:
+            await self._collect(0.0)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._judge_now.wait(), FACTS_INTERVAL_S)
+            self._judge_now.clear()
+
+    async def _collect(self, age_s: float) -> _Facts:
+        """Look at the kernel, unless the last look is younger than `age_s`; then judge all channels."""
+        async with self._facts_lock:
+            if time.monotonic() - self._facts.at < age_s:
+                return self._facts
+            config, facts = self._config, _Facts()
+            try:
+                links = await self._kernel.link_facts()
+            except KernelError as error:
+                self._log.warning("routerd.links_unknown", reason=str(error))
+                return self._facts
+            facts.carrier = {name: link.up and link.carrier for name, link in links.items()}
+            facts.up = {name: link.up and link.operstate in {"up", "unknown"} for name, link in links.items()}
+            for channel in config.channels:
+                facts.secys[channel.macsec_device] = await self._secy(channel.macsec_device, links)
+            for feature in (f for c in config.connections for f in c.features):
+                with suppress(KernelError):
+                    if feature.device in links:
+                        facts.neighbours[feature.device] = await self._kernel.neighbours(feature.device)
+            facts.at = time.monotonic()
+            self._facts = facts
+            reports = {r.rib.name: r for r in self._speaker.status().sessions}
+            for channel in config.channels:
+                change = self._verdicts.update(
+                    channel.id, self._channel_facts(channel, facts, reports), time.time()
+                )
+                if change is not None:
+                    self._log.info(
+                        "channel.verdict",
+                        channel=channel.id,
+                        verdict=change.verdict.value,
+                        reason=change.reason or None,
+                    )
+            return facts
+
+    async def _secy(self, device: str, links: Mapping[str, Any]) -> SecyState | None:
+        if device not in links:
+            return None
+        try:
+            return await self._kernel.secy(device).observe()
+        except KernelError:
+            return None
+
+    def _channel_facts(
+        self, channel: Channel, facts: _Facts, reports: Mapping[str, SessionReport]
+    ) -> ChannelFacts:
+        secy = facts.secys.get(channel.macsec_device)
+        features = tuple(
+            FeatureFacts(
+                connection=feature.connection,
+                device=feature.device,
+                present=feature.device in facts.up,
+                up=facts.up.get(feature.device, False),
+                mtu_problem=self._mtu_problem(feature),
+                sessions=tuple(
+                    self._session_facts(reports[session.name], warn)
+                    for session in feature.sessions
+                    if session.name in reports
+                ),
+            )
+            for feature, warn in self._features(channel)
+        )
+        return ChannelFacts(
+            enabled=channel.enabled,
+            port=channel.port,
+            port_present=channel.port in facts.carrier,
+            carrier=facts.carrier.get(channel.port, False),
+            errors=tuple(self._errors_of(channel, features)),
+            macsec=MacsecFacts(
+                present=channel.macsec_device in facts.up,
+                operational=secy is not None and secy.operational,
+                receiving=_receiving(secy),
+                in_ok=secy.counters.in_pkts_ok if secy else 0,
+                in_not_valid=self._not_valid(channel.macsec_device, secy),
+            ),
+            features=features,
+        )
+
+    def _features(self, channel: Channel) -> list[tuple[Feature, int]]:
+        return [
+            (feature, connection.bgp.prefix_warn)
+            for connection in self._config.connections
+            for feature in connection.features
+            if feature.channel == channel.id
+        ]
+
+    @staticmethod
+    def _session_facts(report: SessionReport, warn: int) -> SessionFacts:
+        rib = report.rib
+        reason = report.cause or rib.reason
+        return SessionFacts(rib.name, rib.family, rib.phase.value, reason, rib.received, rib.accepted, warn)
+
+    def _errors_of(self, channel: Channel, features: Sequence[FeatureFacts]) -> list[str]:
+        devices = {channel.port, channel.macsec_device, *(feature.device for feature in features)}
+        if channel.lag:
+            devices.update(channel.lag.members)
+        return [
+            f"{key}: {error.reason}"
+            for key, error in self._reconciler.errors.items()
+            if error.attempts and devices & set(key.name.split())
+        ]
+
+    def _mtu_problem(self, feature: Feature) -> str:
+        for path, result in self._prober.results().items():
+            if path.device == feature.device and result.state == "too small":
+                return f"MTU: {result.configured} is configured, {result.passes} passes to {path.peer}"
+        return ""
+
+    def _not_valid(self, device: str, secy: SecyState | None) -> int:
+        """Count the frames that failed validation since one last passed."""
+        if secy is None:
+            self._not_valid_base.pop(device, None)
+            return 0
+        ok, bad = secy.counters.in_pkts_ok, secy.counters.in_pkts_not_valid
+        base_ok, base_bad = self._not_valid_base.get(device, (ok, bad))
+        if ok != base_ok or bad < base_bad:
+            base_ok, base_bad = ok, bad
+        self._not_valid_base[device] = base_ok, base_bad
+        return bad - base_bad
+
+    # Status
+
+    async def status(self) -> Status:
+        """Collect everything that `lastmile status` shows."""
+        facts = await self._collect(FACTS_AGE_S)
+        reports = {report.rib.name: report for report in self._speaker.status().sessions}
+        proofs = self._prober.results()
+        errors = [
+            ObjectError(str(key), error.reason, error.since) for key, error in self._reconciler.errors.items()
+        ]
+        router = self._config.router
+        return Status(
+            router=RouterStatus(
+                name=router.name,
+                asn=router.asn,
+                router_id=router.router_id,
+                version=__version__,
+                config=str(accepted_path(self._run_dir)),
+                config_since=self._config_since,
+                since=self._started,
+                notice=self._notice,
+            ),
+            channels=[self._channel_status(c, facts, reports, proofs) for c in self._config.channels],
+            errors=[*errors, *self._fib_errors.values()],
+            processes=await self._processes(),
+        )
+
+    async def _processes(self) -> list[ProcessStatus]:
+        try:
+            children = (await ask(self._run_dir, {"list": True}))["children"]
+        except (OSError, ValueError):
+            children = {}
+        return [
+            ProcessStatus(name, c["pid"], c["restarts"], c["since"], c["last_exit"], _rss(c["pid"]))
+            for name, c in children.items()
+        ]
+
+    def _channel_status(
+        self,
+        channel: Channel,
+        facts: _Facts,
+        reports: Mapping[str, SessionReport],
+        proofs: Mapping[ProbePath, MtuResult],
+    ) -> ChannelStatus:
+        standing = self._verdicts.get(channel.id)
+        guard = Key(EgressGuard.KIND, channel.lag.members[0] if channel.lag else channel.port)
+        return ChannelStatus(
+            name=channel.id,
+            interconnect=channel.interconnect,
+            site=channel.site,
+            verdict=standing.verdict.value if standing else "down",
+            reason=standing.reason if standing else "not looked at yet",
+            since=standing.since if standing else self._started,
+            port=channel.port,
+            carrier=facts.carrier.get(channel.port, False),
+            guarded=guard in self._reconciler.observed.objects and guard not in self._reconciler.errors,
+            macsec=_macsec_status(channel, facts.secys.get(channel.macsec_device)),
+            connections=[
+                _feature_status(feature, facts, reports, proofs) for feature, _ in self._features(channel)
+            ],
+        )
+
+    def routes(self, *, prefix: str | None, limit: int) -> Routes:
+        """Return the Loc-RIB, or one prefix of it with the paths that were refused."""
+        try:
+            only = Prefix.parse(prefix) if prefix else None
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
+        groups = self._fib.installed()
+        rows: list[RouteStatus] = []
+        total = 0
+        for table, decisions in sorted(self._speaker.rib().locrib().items()):
+            for key in decisions if only is None else [only]:
+                total += 1
+                if len(rows) < limit:
+                    rows.append(self._route(table, key, decisions.get(key), groups.get((table, key))))
+        if only is not None:
+            rows = [row for row in rows if row.paths]
+            total = len(rows)
+        return Routes(total=total, routes=rows)
+
+    def _route(self, table: int, prefix: Prefix, decision: Decision | None, group: int | None) -> RouteStatus:
+        """Describe one prefix: the paths in use, those that lost, those that policy refused."""
+        used = decision.multipath if decision else ()
+        rib = self._speaker.rib()
+        sessions = [
+            session
+            for connection in self._config.connections
+            if connection.table == table
+            for feature in connection.features
+            for session in feature.sessions
+        ]
+        offered = [path for s in sessions if (path := rib.adj_rib_in(s.name).get(prefix)) is not None]
+        paths = [_path_status(path, selected=True, reason="") for path in used]
+        paths += [
+            _path_status(path, selected=False, reason=_why_not(path, offered))
+            for path in offered
+            if path not in used
+        ]
+        for session in sessions:
+            refusal = rib.rejected(session.name).get(prefix)
+            if refusal is not None:
+                text = f"{refusal.value}: {refusal.explanation}"
+                paths.append(
+                    PathStatus(
+                        session.name, session.addresses.peer, session.device, "", selected=False, reason=text
+                    )
+                )
+        hops = [str(nexthop) for nexthop in nexthops_of(decision)] if decision else []
+        return RouteStatus(table, str(prefix), group, hops, paths)
+
+
+def _path_status(path: DecidedPath, *, selected: bool, reason: str) -> PathStatus:
+    nexthop = show_address(path.nexthop.address)
+    return PathStatus(
+        path.session, nexthop, path.nexthop.device, path.attributes.show_path(), selected, reason
+    )
+
+
+def _why_not(path: DecidedPath, paths: list[DecidedPath]) -> str:
+    """Name the rule of the decision process by which `path` is not used."""
+    race = paths
+    for step in EQUAL_COST_STEPS:
+        race = step(race)
+        if path not in race:
+            return f"rule {(step.__doc__ or '').split(chr(10))[0]}"
+    return "another AS path than the best one's (multipath_relax is off), or beyond max_paths"
+
+
+def _shown(findings: Sequence[Finding]) -> list[FindingStatus]:
+    return [FindingStatus(f.file, f.line, f.column, f.path, f.message, f.severity.value) for f in findings]
+
+
+def _name(op: FibOp) -> str:
+    match op:
+        case NexthopReplace(number, nexthop):
+            return f"nexthop {number} via {nexthop}"
+        case GroupReplace(number):
+            return f"nexthop group {number}"
+        case NexthopDelete(number):
+            return f"nexthop {number}"
+        case RouteReplace(table, prefix) | RouteDelete(table, prefix):
+            return f"route {prefix} table {table}"
+
+
+def _rss(pid: int | None) -> int | None:
+    if pid is None:
+        return None
+    try:
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    except (OSError, IndexError, ValueError):
+        return None
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def _receiving(secy: SecyState | None) -> bool:
+    return secy is not None and any(sa.active for sc in secy.receive if sc.active for sa in sc.sas)
+
+
+def _macsec_status(channel: Channel, secy: SecyState | None) -> MacsecStatus:
+    transmit = next((sa for sa in secy.transmit if sa.an == secy.encoding_an), None) if secy else None
+    receive = next((sa for sc in secy.receive for sa in sc.sas if sa.active), None) if secy else None
+    counters = secy.counters if secy else None
+    return MacsecStatus(
+        device=channel.macsec_device,
+        secy="kernel",
+        mode=channel.macsec.mode.value,
+        suite=str(secy.suite if secy else channel.macsec.suite),
+        keys="static" if channel.macsec.static else "none",
+        operational=secy is not None and secy.operational,
+        receiving=_receiving(secy),
+        sci=str(secy.sci) if secy else None,
+        transmit_an=transmit.an if transmit else None,
+        transmit_pn=transmit.next_pn if transmit else None,
+        receive_an=receive.an if receive else None,
+        receive_pn=receive.next_pn if receive else None,
+        key_id=transmit.key_id.hex() if transmit else None,
+        out_pkts_encrypted=counters.out_pkts_encrypted if counters else 0,
+        in_pkts_ok=counters.in_pkts_ok if counters else 0,
+        in_pkts_not_valid=counters.in_pkts_not_valid if counters else 0,
+        in_pkts_late=counters.in_pkts_late if counters else 0,
+        in_pkts_no_tag=counters.in_pkts_no_tag if counters else 0,
+    )
+
+
+def _feature_status(
+    feature: Feature,
+    facts: _Facts,
+    reports: Mapping[str, SessionReport],
+    proofs: Mapping[ProbePath, MtuResult],
+) -> FeatureStatus:
+    table = {entry.address: entry for entry in facts.neighbours.get(feature.device, ())}
+    neighbours = []
+    for pair in feature.addresses:
+        entry = table.get(pair.peer)
+        neighbours.append(
+            NeighbourStatus(pair.peer, entry.state if entry else "none", entry.mac if entry else None)
+        )
+    return FeatureStatus(
+        connection=feature.connection,
+        vlan=feature.vlan,
+        device=feature.device,
+        up=facts.up.get(feature.device, False),
+        neighbours=neighbours,
+        sessions=[_session_status(reports[s.name]) for s in feature.sessions if s.name in reports],
+        mtu=[
+            MtuStatus(str(path.afi), r.configured, r.state, r.passes, r.since)
+            for path, r in proofs.items()
+            if path.device == feature.device
+        ],
+    )
+
+
+def _session_status(report: SessionReport) -> SessionStatus:
+    rib = report.rib
+    return SessionStatus(
+        name=rib.name,
+        afi=rib.family,
+        peer=rib.peer_address,
+        peer_asn=rib.peer_asn,
+        state=rib.phase.value,
+        since=rib.since,
+        reason=report.cause or rib.reason,
+        hold_time_s=rib.hold_time_s,
+        prefixes_received=rib.received,
+        prefixes_accepted=rib.accepted,
+        prefixes_advertised=len(report.advertised),
+        rejected={reason.value: count for reason, count in rib.rejected.items()},
+        flaps=rib.flaps_total,
+    )
+
+
+def _probe_paths(config: EffectiveConfig) -> list[ProbePath]:
+    enabled = {channel.id for channel in config.channels if channel.enabled}
+    return [
+        ProbePath(feature.device, pair.local, pair.peer, pair.afi, connection.mtu)
+        for connection in config.connections
+        for feature in connection.features
+        if feature.channel in enabled
+        for pair in feature.addresses
+    ]
+
+
+async def _run(config: Path, run_dir: Path, log: Any) -> int:
+    if not (run_dir / "accepted.yaml").exists():
+        accept(run_dir, config, config.read_text())
+    loaded = load_accepted(run_dir)
+    kernel = await NetlinkKernel.open()
+    try:
+        await Daemon(run_dir, loaded, kernel, log).run()
+    finally:
+        await kernel.close()
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`python -m router.routerd --config FILE --run-dir DIR --state-dir DIR`."""
+    parser = argparse.ArgumentParser(prog="lastmile-routerd")
+    parser.add_argument("--config", required=True, type=Path)
+    parser.add_argument("--run-dir", required=True, type=Path)
+    parser.add_argument("--state-dir", required=True, type=Path)
+    options = parser.parse_args(argv)
+    log = configure("routerd")
+    try:
+        return asyncio.run(_run(options.config, options.run_dir, log))
+    except (ConfigError, KernelError, OSError) as error:
+        log.error("routerd.cannot_run", reason=str(error))
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
