@@ -7,7 +7,7 @@ nothing: the rule that is about names has said so.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from itertools import combinations
@@ -68,9 +68,9 @@ Findings = Iterator[Finding]
 Rule = Callable[[Draft], Findings]
 
 
-def check(draft: Draft) -> tuple[Finding, ...]:
-    """Apply every rule."""
-    return tuple(finding for rule in RULES for finding in rule(draft))
+def check(draft: Draft, rules: Iterable[Rule] | None = None) -> tuple[Finding, ...]:
+    """Apply every rule, or those given."""
+    return tuple(finding for rule in (RULES if rules is None else rules) for finding in rule(draft))
 
 
 def _error(draft: Draft, path: Path, message: str) -> Finding:
@@ -933,3 +933,25 @@ RULES: Final[tuple[Rule, ...]] = (
     static_keys_are_used_once,
     peer_scis_are_sound,
 )
+
+RULES_ON_PARTS: Final[tuple[Rule, ...]] = (
+    names_are_unique,
+    devices_are_used_once,
+    device_names_are_possible,
+    vrf_tables_are_free,
+    vlans_are_unique_on_a_port,
+    vlans_are_in_range,
+    families_are_not_mixed,
+    links_fit_their_subnet,
+    addresses_are_unicast,
+    addresses_are_unique,
+    session_pairs_are_unique,
+    subnets_do_not_overlap,
+    prefixes_are_listed_once,
+    mtus_are_offered,
+    ports_carry_the_mtu,
+    ecmp_members_have_one_mtu,
+    static_keys_are_used_once,
+    peer_scis_are_sound,
+)
+"""Rules that find nothing new when something is left out of a file."""

@@ -14,16 +14,17 @@ import contextlib
 import difflib
 import os.path
 from collections.abc import Iterable, Iterator, Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path as FilePath
 from types import MappingProxyType
-from typing import Any, get_args
+from typing import Any, Final, get_args
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from router.config import source as yaml_source
-from router.config.checks import check
+from router.config.checks import RULES_ON_PARTS, check
 from router.config.effective import EffectiveConfig
 from router.config.findings import ConfigErrors, Finding, Origin, Severity
 from router.config.resolve import resolve
@@ -31,6 +32,10 @@ from router.config.schema import Document, json_schema, shown
 from router.config.source import Path, Source
 
 __all__ = ["Loaded", "json_schema", "load", "load_text"]
+
+
+PRUNINGS_MAX: Final = 8
+"""Rounds of taking malformed values out: a leaf, its element, the list, what holds the list ..."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,16 +76,52 @@ def _load(octets: bytes, name: str, base_dir: str | os.PathLike[str] | None = No
     if source is None:
         raise ConfigErrors(_sorted(findings))
     directory = os.path.abspath(os.path.dirname(name) if base_dir is None else base_dir)  # noqa: PTH100, PTH120 - text only
-    try:
-        document = Document.model_validate(source.root.plain())
-    except ValidationError as error:
-        errors = error.errors(include_url=False, include_context=True)
-        raise ConfigErrors(_sorted([*findings, *(_explain(source, e) for e in errors)])) from None
+    document, structural = _validate(source)
+    if document is None:
+        raise ConfigErrors(_sorted([*findings, *structural, *_check_sound_parts(source, directory)]))
     draft = resolve(document, source, directory)
     everything = _sorted([*findings, *check(draft)])
     if any(finding.severity is Severity.ERROR for finding in everything):
         raise ConfigErrors(everything)
     return Loaded(draft.effective, MappingProxyType(draft.origins), everything)
+
+
+def _validate(source: Source) -> tuple[Document | None, list[Finding]]:
+    """Return the document, or what is wrong with its structure."""
+    try:
+        return Document.model_validate(source.root.plain()), []
+    except ValidationError as error:
+        return None, [_explain(source, details) for details in _errors(error)]
+
+
+def _errors(error: ValidationError) -> Iterator[ErrorDetails]:
+    for details in error.errors(include_url=False, include_context=True):
+        # A list is also called too short when it is long enough, but not all of it is valid.
+        if details["type"] == "too_short" and len(details["input"]) >= details["ctx"]["min_length"]:
+            continue
+        yield details
+
+
+def _check_sound_parts(source: Source, directory: str) -> tuple[Finding, ...]:
+    """Check what is left when the malformed values are taken out, so that one run reports all.
+
+    Only with rules that relate values which are there: what is missing may have been taken out.
+    """
+    pruned = deepcopy(source)
+    for _ in range(PRUNINGS_MAX):
+        try:
+            document = Document.model_validate(pruned.root.plain())
+        except ValidationError as error:
+            if not pruned.prune([_place(details) for details in _errors(error)]):
+                return ()
+            continue
+        return check(resolve(document, pruned, directory), RULES_ON_PARTS)
+    return ()
+
+
+def _place(details: ErrorDetails) -> Path:
+    """Return where in the file an error is (a union's alternatives are steps for pydantic only)."""
+    return tuple(step for step in details["loc"] if step not in {"<name>", "<port>"})
 
 
 def _sorted(findings: Iterable[Finding]) -> tuple[Finding, ...]:
@@ -94,9 +135,7 @@ _SECRET_FIELDS = frozenset({"password", "sak"})
 
 def _explain(source: Source, details: ErrorDetails) -> Finding:
     """Turn one of pydantic's errors into a sentence with the fix."""
-    path: Path = tuple(
-        step for step in details["loc"] if not (isinstance(step, str) and step.startswith("<"))
-    )
+    path = _place(details)
     context: Mapping[str, Any] = details.get("ctx", {})
     value = "" if _SECRET_FIELDS.intersection(path) else shown(details["input"])
     expected = _EXPECTED.get(details["type"])

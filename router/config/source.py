@@ -9,7 +9,7 @@ scalars are: decimal integers, `true`, `false`, `null` (or nothing); everything 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -101,6 +101,35 @@ class Source:
         node = self.find(path)
         return Finding(self.file, node.line, node.column, self.show(path), message)
 
+    def prune(self, paths: Iterable[Sequence[str | int]]) -> bool:
+        """Take out the values at `paths`; of what is not there, the list element that lacks it.
+
+        Tells whether there was something to take out for each of them.
+        """
+        # All are found before one is removed, because that moves the positions behind it.
+        doomed = [self._removable(path) for path in paths]
+        for place in doomed:
+            if place is None:
+                return False
+            parent, child = place
+            if isinstance(parent.value, dict):
+                parent.value = {key: node for key, node in parent.value.items() if node is not child}
+            elif isinstance(parent.value, list):
+                parent.value = [node for node in parent.value if node is not child]
+        return True
+
+    def _removable(self, path: Sequence[str | int]) -> tuple[Node, Node] | None:
+        """Return the parent and the node that `prune` takes out for `path`."""
+        node, steps = self.root, [(self.root, self.root)]
+        for step in path:
+            child = _child(node, step)
+            if child is None:
+                elements = [pair for pair in steps if isinstance(pair[0].value, list)]
+                return elements[-1] if elements else None
+            steps.append((node, child))
+            node = child
+        return steps[-1] if len(steps) > 1 else None
+
 
 def _child(node: Node, step: str | int) -> Node | None:
     match node.value, step:
@@ -180,12 +209,14 @@ class _Builder:
         self.findings: list[Finding] = []
         self._file = file
         self._events: Iterator[Event] = iter(())
+        self._line = 1
+        """Where the last event ended: what the parser does not locate is near."""
 
     def build(self, text: str) -> Node | None:
         """Return the only document's root, None if there is no document."""
         root = None
         try:
-            self._events = iter(YAML(typ="safe", pure=True).parse(text))
+            self._events = self._read(text)
             for event in self._events:
                 if isinstance(event, DocumentStartEvent):
                     if root is not None:
@@ -198,8 +229,13 @@ class _Builder:
             raise _Refused(line, 1, f"a character that YAML does not allow ({error.character!r})") from error
         except (YAMLError, ValueError, OverflowError, RecursionError) as error:
             # The scanner lets some slip through, such as \UFFFFFFFF in double quotes.
-            raise _Refused(1, 1, "not YAML - look for odd escapes in double quotes") from error
+            raise _Refused(self._line, 1, "not YAML - look for odd escapes in double quotes") from error
         return root
+
+    def _read(self, text: str) -> Iterator[Event]:
+        for event in YAML(typ="safe", pure=True).parse(text):
+            self._line = event.end_mark.line + 1
+            yield event
 
     def _node(self, event: Event, path: tuple[str, ...], key: Event | None) -> Node:
         line, column = _at(event)
