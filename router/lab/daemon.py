@@ -39,6 +39,7 @@ class RouterUnderTest:
     def __init__(self, network: Network, directory: Path) -> None:
         self.network = network
         self.run_directory = directory / "run"
+        self.state_directory = directory / "state"
         self.log = directory / "router.log"
         self.process: subprocess.Popen[bytes] | None = None
         # Its unprivileged children have to reach their own directories below.
@@ -50,7 +51,8 @@ class RouterUnderTest:
 
     def start(self) -> None:
         """Start it; it is up when `status()` says so."""
-        argv = self.command("run", str(self.network.config), "--run-dir", str(self.run_directory))
+        directories = ("--run-dir", str(self.run_directory), "--state-dir", str(self.state_directory))
+        argv = self.command("run", str(self.network.config), *directories)
         self.process = self.network.router.start(argv, self.log)
 
     def stop(self) -> int:
