@@ -206,9 +206,7 @@ class Basic:
                 DropReason.BASIC_LENGTH, f"basic parameter set of {length} octets, 29 to 60 allowed"
             )
         sci, mi, mn = cursor.take(8), cursor.take(MI_SIZE), cursor.integer(4)
-        agility = cursor.integer(4)
-        if agility != ALGORITHM_AGILITY:
-            raise MkpduError(DropReason.ALGORITHM_AGILITY, f"algorithm agility {agility:08x}, we do 0080c201")
+        cursor.take(4)  # algorithm agility: `Frame.parse` has judged it
         ckn = cursor.take(length - (_BASIC_SIZE - 4))
         cursor.take(-length % 4)
         if sci[6:] == b"\0\0":
@@ -586,6 +584,9 @@ class Frame:
         ckn_size = (int.from_bytes(basic[2:4]) & 0x0FFF) - (_BASIC_SIZE - 4)
         if not 0 < ckn_size <= CKN_SIZE_MAX or _BASIC_SIZE + ckn_size > len(basic):
             raise MkpduError(DropReason.BASIC_LENGTH, f"a CKN of {ckn_size} octets does not fit")
+        agility = int.from_bytes(basic[28:32])
+        if agility != ALGORITHM_AGILITY:  # says how the ICV is made, so it comes before the ICV
+            raise MkpduError(DropReason.ALGORITHM_AGILITY, f"algorithm agility {agility:08x}, we do 0080c201")
         end = _ENVELOPE_SIZE + length - ICV_SIZE
         return cls(
             MacAddress(source),
