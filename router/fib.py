@@ -166,6 +166,17 @@ class Fib:
             if self._route_installed.pop(route, None) is not None and route in self._of_route:
                 self._touched.add(self._of_route[route])
 
+    def refused(self, ops: Iterable[FibOp]) -> None:
+        """The kernel refused these; the next `take_outputs` tries them again. Pace the retries."""
+        for op in ops:
+            match op:
+                case NexthopReplace() | GroupReplace():
+                    self.kernel_lost(ids=[op.id])
+                case RouteReplace():
+                    self.kernel_lost(routes=[(op.table, op.prefix)])
+                case NexthopDelete() | RouteDelete():
+                    pass  # idempotent: what is refused here is found by `resync`
+
     def resync(
         self,
         nexthops: Mapping[int, Nexthop],
