@@ -81,6 +81,8 @@ class NetlinkKernel:
         self._events = EventSockets(self._fib.port_id)
         self._secys: dict[str, KernelSecy] = {}
         self._filters: tuple[float, dict[Key, Object]] | None = None
+        self._dumping = asyncio.Lock()
+        """A socket has one dump under way at a time: the kernel answers a second one with EBUSY."""
 
     @classmethod
     async def open(cls, proc_sys: Path = Path("/proc/sys")) -> NetlinkKernel:
@@ -205,8 +207,9 @@ class NetlinkKernel:
         """Read a whole dump, again where the kernel says that it changed meanwhile."""
         for _ in range(DUMP_ATTEMPTS):
             try:
-                messages: AsyncIterator[Any] = await what(**arguments)
-                return [message async for message in messages]
+                async with self._dumping:
+                    messages: AsyncIterator[Any] = await what(**arguments)
+                    return [message async for message in messages]
             except NetlinkDumpInterrupted:
                 continue
             except NetlinkError as error:
