@@ -47,6 +47,14 @@ SO_ATTACH_FILTER: Final = 26
 AF_BRIDGE: Final = 7
 
 # Ours.
+ALL_GROUPS: Final = (
+    RTNLGRP_LINK,
+    RTNLGRP_IPV4_IFADDR,
+    RTNLGRP_IPV6_IFADDR,
+    RTNLGRP_IPV4_ROUTE,
+    RTNLGRP_IPV6_ROUTE,
+    RTNLGRP_NEXTHOP,
+)
 RECEIVE_BUFFER: Final = 4 << 20
 
 _HEADER: Final = struct.Struct("=IHHII")
@@ -56,28 +64,27 @@ _IFINFOMSG: Final = struct.Struct("=BBHiII")
 class EventSockets:
     """The subscriptions. `next_events` returns what has come since the last call."""
 
-    def __init__(self, own_port: int) -> None:
+    def __init__(self, own_port: int, groups: tuple[int, ...] = ALL_GROUPS) -> None:
         self._events: list[Event] = []
         self._arrived = asyncio.Event()
         self._loop = asyncio.get_running_loop()
-        groups = (
-            RTNLGRP_LINK,
-            RTNLGRP_IPV4_IFADDR,
-            RTNLGRP_IPV6_IFADDR,
-            RTNLGRP_IPV4_ROUTE,
-            RTNLGRP_IPV6_ROUTE,
-            RTNLGRP_NEXTHOP,
-        )
         self._route = _subscribe(NETLINK_ROUTE, groups)
         _attach_filter(self._route, own_port)
         self._loop.add_reader(self._route, self._read_route)
         self._rules: socket.socket | None = None
+        if groups != ALL_GROUPS:
+            return
         try:
             self._rules = _subscribe(NETLINK_NETFILTER, (NFNLGRP_NFTABLES,))
         except OSError:
             pass  # nf_tables is not there (yet); the reconciler's timer reads the rules anyway
         else:
             self._loop.add_reader(self._rules, self._read_rules)
+
+    @classmethod
+    def links_only(cls) -> EventSockets:
+        """Subscribe to devices only."""
+        return cls(0, (RTNLGRP_LINK,))
 
     def close(self) -> None:
         """Unsubscribe."""

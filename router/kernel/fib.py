@@ -134,7 +134,7 @@ class FibSocket:
 
     async def observe(self) -> ObservedFib:
         """Read nexthop objects and routes of our protocol number. Raises KernelError."""
-        names = {index: name for index, name in socket.if_nameindex()}
+        names = dict(socket.if_nameindex())
         for _ in range(DUMP_ATTEMPTS):
             nexthops: dict[int, Nexthop] = {}
             groups: dict[int, tuple[int, ...]] = {}
