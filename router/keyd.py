@@ -386,7 +386,7 @@ class _Accepted:
         from router.config.load import load
 
         if (self._run_dir / "accepted.yaml").exists():
-            return load_accepted(self._run_dir).effective
+            return load_accepted(self._run_dir)
         return load(self._file).effective
 
     def changed(self) -> bool:

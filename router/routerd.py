@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from router import __version__
+from router import __version__, log  # log first: it keeps rich out of structlog
 from router.accepted import accept, accepted_path, load_accepted
 from router.api.server import serve
 from router.api.types import (
@@ -51,13 +51,11 @@ from router.bgp.speaker import SessionReport, Speaker, Synced
 from router.channel import ChannelFacts, FeatureFacts, MacsecFacts, SessionFacts, Verdicts
 from router.config.effective import Channel, EffectiveConfig, Feature
 from router.config.findings import ConfigErrors, Finding
-from router.config.load import Loaded, load_text
 from router.config.secrets import check_secrets, resolve_password
 from router.errors import ConfigError, KernelError
 from router.fib import Fib
 from router.fib_ops import FibOp, GroupReplace, NexthopDelete, NexthopReplace, RouteDelete, RouteReplace
 from router.kernel.netlink import NetlinkKernel
-from router.log import configure
 from router.model import Nexthop, Prefix, pack_address, show_address
 from router.monitor.probes import MtuProber, MtuResult
 from router.monitor.probes import Path as ProbePath
@@ -94,17 +92,15 @@ class _Facts:
 class Daemon:
     """One router. `run()` ends when it is told to stop."""
 
-    def __init__(self, run_dir: Path, loaded: Loaded, kernel: NetlinkKernel, log: Any) -> None:
+    def __init__(self, run_dir: Path, config: EffectiveConfig, kernel: NetlinkKernel, logger: Any) -> None:
         self._run_dir = run_dir
-        self._config: EffectiveConfig = loaded.effective
+        self._config = config
         self._kernel = kernel
-        self._log = log
+        self._log = logger
         self._started = self._config_since = time.time()
         self._notice = ""
         self._reconciler = Reconciler(kernel)
-        self._speaker = Speaker(
-            loaded.effective, run_dir, resolve=resolve_password, signal_child=self._signal_child
-        )
+        self._speaker = Speaker(config, run_dir, resolve=resolve_password, signal_child=self._signal_child)
         self._fib = Fib()
         self._fib_lock = asyncio.Lock()
         self._fib_retry = asyncio.Event()
@@ -284,6 +280,8 @@ class Daemon:
 
     async def reload(self, path: Path | None) -> CheckResult:
         """Load a file and change over to it; refused whole where anything is wrong with it."""
+        from router.config.load import load_text
+
         async with self._reload_lock:
             file = path or accepted_path(self._run_dir)
             try:
@@ -300,7 +298,7 @@ class Daemon:
                 return self._refuse(file, error.findings)
             except ConfigError as error:
                 return self._refuse(file, [Finding(str(file), 0, 0, "", str(error))])
-            accept(self._run_dir, file, text)
+            accept(self._run_dir, file, text, loaded.effective)
             self._notice, self._config_since = "", time.time()
             await self._signal_child("keyd", signal.SIGHUP)
             self._log.info("config.accepted", file=str(file))
@@ -729,13 +727,15 @@ def _probe_paths(config: EffectiveConfig) -> list[ProbePath]:
     ]
 
 
-async def _run(config: Path, run_dir: Path, log: Any) -> int:
+async def _run(config: Path, run_dir: Path, logger: Any) -> int:
     if not (run_dir / "accepted.yaml").exists():
-        accept(run_dir, config, config.read_text())
-    loaded = load_accepted(run_dir)
+        from router.config.load import load
+
+        accept(run_dir, config, config.read_text(), load(config).effective)
+    accepted = load_accepted(run_dir)
     kernel = await NetlinkKernel.open()
     try:
-        await Daemon(run_dir, loaded, kernel, log).run()
+        await Daemon(run_dir, accepted, kernel, logger).run()
     finally:
         await kernel.close()
     return 0
@@ -748,11 +748,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--run-dir", required=True, type=Path)
     parser.add_argument("--state-dir", required=True, type=Path)
     options = parser.parse_args(argv)
-    log = configure("routerd")
+    logger = log.configure("routerd")
     try:
-        return asyncio.run(_run(options.config, options.run_dir, log))
+        return asyncio.run(_run(options.config, options.run_dir, logger))
     except (ConfigError, KernelError, OSError) as error:
-        log.error("routerd.cannot_run", reason=str(error))
+        logger.error("routerd.cannot_run", reason=str(error))
         return 1
 
 

@@ -214,7 +214,7 @@ def run(
     try:
         for directory, mode in ((run_dir, 0o755), (state_dir, 0o700)):
             directory.mkdir(mode=mode, parents=True, exist_ok=True)
-        accept(run_dir, file.absolute(), file.read_text())
+        accept(run_dir, file.absolute(), file.read_text(), loaded.effective)
     except OSError as error:
         fail(f"cannot write {error.filename}: {error.strerror}")
     os.environ["LASTMILE_LOG"] = "json" if json or not sys.stderr.isatty() else "pretty"

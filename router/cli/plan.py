@@ -16,7 +16,7 @@ from router.reconcile.diff import plan
 def running_config(run_dir: Path) -> EffectiveConfig | None:
     """Return what the router of `run_dir` runs on, or None where none was ever accepted there."""
     try:
-        return load_accepted(run_dir).effective
+        return load_accepted(run_dir)
     except (OSError, ConfigError):
         return None
 
