@@ -107,10 +107,11 @@ void secy_validate(struct secy *secy, uint8_t *arena, struct frame *frames, size
 uint64_t secy_counter(const struct secy *secy, unsigned i);
 const char *counter_name(unsigned i);
 
-/* frames_check tells whether all frames lie in an arena of `size` octets with SECY_HEADROOM
- * before, SECY_TAILROOM behind, and none over another: 0 or ERR_BOUNDS. They are to be sorted by
- * offset. */
-int frames_check(const struct frame *frames, size_t count, size_t size);
+/* frames_check tells whether all frames, sorted by offset, lie in an arena of `size` octets with
+ * so much room before and behind each, and none over another: 0 or ERR_BOUNDS. Protecting takes
+ * SECY_HEADROOM and SECY_TAILROOM, validating nothing. */
+int frames_check(const struct frame *frames, size_t count, size_t size, size_t headroom,
+                 size_t tailroom);
 
 /* verdict_delivers: 1 if a verdict lets the frame go on, else 0. */
 int verdict_delivers(unsigned verdict);

@@ -312,14 +312,15 @@ void secy_tags_lower(uint8_t *arena, struct frame *frame, unsigned count, const 
     memcpy(at + 12, tags, size);
 }
 
-int frames_check(const struct frame *frames, size_t count, size_t size)
+int frames_check(const struct frame *frames, size_t count, size_t size, size_t headroom,
+                 size_t tailroom)
 {
     size_t end = 0; /* of the frame before, with its tailroom */
 
     for (size_t i = 0; i < count; i++) {
-        if (frames[i].at < end + SECY_HEADROOM)
+        if (frames[i].at < end + headroom)
             return ERR_BOUNDS;
-        end = (size_t)frames[i].at + frames[i].len + SECY_TAILROOM;
+        end = (size_t)frames[i].at + frames[i].len + tailroom;
         if (end > size)
             return ERR_BOUNDS;
     }

@@ -6,6 +6,7 @@
     +-- ProtocolError    the peer's: drop, count, log once per window
     +-- KernelError      the environment's: that object is in error, retried with backoff
     |   +-- Unsupported  this kernel cannot do it at all; the message names the way out
+    |   +-- DataplaneError  our own data plane refused it
     +-- ControlError     a command could not be carried out by the running daemon
     `-- LabError         the lab could not be built; never a scenario's verdict
 
@@ -39,6 +40,10 @@ class KernelError(LastmileError):
 
 class Unsupported(KernelError):  # noqa: N818 - reads as a state, like the errno it wraps
     """The running kernel has no such feature (module, link kind, family, hook)."""
+
+
+class DataplaneError(KernelError):
+    """Our data plane refused an operation on its SecY: full table, AN in use, PN out of range."""
 
 
 class ControlError(LastmileError):
