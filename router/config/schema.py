@@ -228,7 +228,11 @@ SciText = Annotated[
     _shape(r"^[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}(/[0-9]{1,5})?$", "02:00:00:00:01:01/1"),
 ]
 SaltText = Annotated[bytes, _from_text(parse_salt), _shape("^[0-9a-fA-F]{24}$", "9a3f5c7e11d2b4860f1e2d3c")]
-BandwidthText = Annotated[int, _from_text(parse_bandwidth), _shape(r"^[0-9]+ ?[GM](bps|bit/s)?$", "10G")]
+BandwidthText = Annotated[
+    int,
+    _from_text(parse_bandwidth),
+    _shape(r"^(1|2|5|10|25|50|100)(000 ?M| ?G)(bps|bit/s)?$", "10G"),
+]
 
 
 class Strict(BaseModel):

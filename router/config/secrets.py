@@ -38,13 +38,14 @@ def resolve(ref: SecretRef) -> Secret:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
         raise SecretError(f"{ref}: cannot be read: {_reason(error)}") from None
-    # Checked on the open file: a path may mean another one by the time it is read.
-    with open(descriptor, "rb", buffering=0) as file:  # noqa: PTH123 - a descriptor
+    try:
+        # Checked on the open file: a path may mean another one by the time it is read.
         _check_file(ref, os.fstat(descriptor))
-        try:
-            octets = file.read(SECRET_SIZE_MAX + 1) or b""
-        except OSError as error:
-            raise SecretError(f"{ref}: cannot be read: {_reason(error)}") from None
+        octets = os.read(descriptor, SECRET_SIZE_MAX + 1)
+    except OSError as error:
+        raise SecretError(f"{ref}: cannot be read: {_reason(error)}") from None
+    finally:
+        os.close(descriptor)
     if len(octets) > SECRET_SIZE_MAX:
         raise SecretError(f"{ref}: larger than {SECRET_SIZE_MAX} octets - this is no secret of ours")
     return Secret(_trimmed(ref, octets))
