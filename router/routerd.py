@@ -68,8 +68,10 @@ from router.supervise import ask
 
 FACTS_INTERVAL_S: Final = 2.0
 """Verdicts are formed at least this often, and at once when a link or session changes."""
-FACTS_AGE_S: Final = 0.5
+FACTS_AGE_S: Final = 1.0
 """Status asked for more often than this is answered from the last collection."""
+FACTS_PAUSE_S: Final = 0.25
+"""Bursts of changes are judged once."""
 FIB_RETRY_S: Final = 0.5
 RESYNC_PAUSE_S: Final = 0.05
 """Bursts of route notifications are answered by one look at the kernel."""
@@ -362,6 +364,7 @@ class Daemon:
             await self._collect(0.0)
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._judge_now.wait(), FACTS_INTERVAL_S)
+                await asyncio.sleep(FACTS_PAUSE_S)
             self._judge_now.clear()
 
     async def _collect(self, age_s: float) -> _Facts:
