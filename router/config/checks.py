@@ -39,6 +39,9 @@ RESERVED_ASNS: Final = {
 XPN_REPLAY_WINDOW_MAX: Final = 2**30 - 1
 """Frames (802.1AE-2018 10.7.8: window of an XPN suite)."""
 
+XPN_BANDWIDTH_MBPS: Final = 100_000
+"""Tier from which on 32-bit packet numbers do not last."""
+
 HOLD_MIN_S: Final = 3
 """Seconds (RFC 4271 4.2: zero or at least three); zero, no keepalives at all, is refused here."""
 
@@ -411,34 +414,26 @@ def _unusable(address: bytes) -> str:
 
 
 def addresses_are_unique(draft: Draft) -> Findings:
-    """In one VRF an address is on one device, and no neighbour has one of ours."""
-
-    def ours() -> Iterator[tuple[object, Path]]:
-        for interface, vrf, path in _lan(draft):
-            yield (vrf, interface.address), path
-        for feature, pair, path in _sound_links(draft):
-            yield (feature.connection.vrf, pair.local.address), (*path, "local")
-
-    def theirs() -> Iterator[tuple[object, Path]]:
-        for feature, pair, path in _sound_links(draft):
-            yield (feature.connection.vrf, pair.peer), (*path, "peer")
+    """In one VRF an address is on one device, and no neighbour has one of ours or another's."""
+    links = list(_sound_links(draft))
+    ours: list[tuple[object, Path]] = [((vrf, i.address), path) for i, vrf, path in _lan(draft)]
+    ours += [((f.connection.vrf, pair.local.address), (*path, "local")) for f, pair, path in links]
+    theirs: list[tuple[object, Path]] = [
+        ((f.connection.vrf, pair.peer), (*path, "peer")) for f, pair, path in links
+    ]
 
     def taken(use: object, first: str) -> str:
         assert isinstance(use, tuple)
         return f"{show_address(use[1])} is in use already ({first}) - use another"
 
-    yield from _twice(draft, ours(), taken)
-    yield from _twice(draft, theirs(), taken)
-    local = {use for use, _ in ours()}
-    for use, path in theirs():
-        same_link = (*path[:-1], "local")
-        if use in local and draft.source.get(same_link) is not None:
-            assert isinstance(use, tuple)
-            pair_local = next(p.local.address for _, p, at in _sound_links(draft) if at == path[:-1])
-            if pair_local != use[1]:
-                yield _error(
-                    draft, path, f"{show_address(use[1])} is one of our own addresses - give the peer's"
-                )
+    yield from _twice(draft, iter(ours), taken)
+    yield from _twice(draft, iter(theirs), taken)
+    local = {use for use, _ in ours}
+    for feature, pair, path in links:
+        # Equal ends of one link are links_fit_their_subnet's to report.
+        if (feature.connection.vrf, pair.peer) in local and pair.peer != pair.local.address:
+            message = f"{show_address(pair.peer)} is one of our own addresses - give the peer's"
+            yield _error(draft, (*path, "peer"), message)
 
 
 def session_pairs_are_unique(draft: Draft) -> Findings:
@@ -773,20 +768,20 @@ def _macsec_path(draft: Draft, channel: Path, name: str) -> Path:
 
 
 def packet_numbers_last(draft: Draft) -> Findings:
-    """Without XPN a 100G port uses up its packet numbers in 41 s; providers take only XPN there."""
+    """Without XPN a 100G port uses up its 2^32 packet numbers in 41 s of smallest frames."""
+    paths = {channel.value.id: channel.path for channel in draft.channels}
     for feature in draft.features:
-        suite = feature.channel.macsec.suite
-        if feature.connection.bandwidth_mbps >= 100_000 and not suite.is_xpn:
-            path = channel_path(draft, feature)
-            message = (
-                f"{suite} runs out of packet numbers at 100G ({feature.connection.name}) - use an XPN suite"
+        suite, mbps = feature.channel.macsec.suite, feature.connection.bandwidth_mbps
+        if suite.is_xpn or mbps < XPN_BANDWIDTH_MBPS:
+            continue
+        path = _macsec_path(draft, paths[feature.channel.id], "suite")
+        message = f"{suite} runs out of packet numbers in 41 s at 100G ({feature.connection.name})"
+        if feature.profile.xpn_at_100g:
+            yield _error(
+                draft, path, f"{message}, and {feature.profile.name} takes XPN only - use an XPN suite"
             )
-            yield _error(draft, _macsec_path(draft, path, "suite"), message)
-
-
-def channel_path(draft: Draft, feature: PlacedFeature) -> Path:
-    """Return where a feature's channel stands."""
-    return next(c.path for c in draft.channels if c.value.id == feature.channel.id)
+        else:
+            yield _warning(draft, path, f"{message} - use an XPN suite")
 
 
 def replay_windows_are_possible(draft: Draft) -> Findings:

@@ -28,7 +28,7 @@ from router.config.checks import RULES_ON_PARTS, check
 from router.config.effective import EffectiveConfig
 from router.config.findings import ConfigErrors, Finding, Origin, Severity
 from router.config.resolve import resolve
-from router.config.schema import Document, json_schema, shown
+from router.config.schema import PATTERN_HINTS, Document, json_schema, shown
 from router.config.source import Path, Source
 
 __all__ = ["Loaded", "json_schema", "load", "load_text"]
@@ -146,7 +146,7 @@ def _explain(source: Source, details: ErrorDetails) -> Finding:
     elif details["type"] == "value_error":
         message = str(context["error"])
     elif details["type"] == "string_pattern_mismatch":
-        message = f"not a name that can be used{value} - letters, digits and dashes, a letter first"
+        message = f"not a name that can be used{value} - {PATTERN_HINTS[context['pattern']]}"
     elif details["type"] == "literal_error":
         message = f"unknown value{value} - {context['expected']}"
     elif details["type"] in {"greater_than_equal", "less_than_equal"}:

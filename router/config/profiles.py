@@ -28,6 +28,8 @@ class Profile:
     """Default cipher suite."""
     suites: frozenset[CipherSuite]
     """Suites the provider takes."""
+    xpn_at_100g: bool
+    """On ports of 100G and more the provider takes XPN suites only."""
     sci_required: bool
     """The provider expects the SCI in every SecTAG."""
     replay_window: int
@@ -86,6 +88,7 @@ _AWS_DX: Final = Profile(
     title="AWS Direct Connect and Interconnect last mile",
     suite=CipherSuite.GCM_AES_XPN_256,
     suites=_SUITES_256,
+    xpn_at_100g=True,
     sci_required=True,
     replay_window=REPLAY_WINDOW,
     vlan_min=1025,  # open interconnect specification, vlanId
@@ -108,6 +111,7 @@ _GCP: Final = Profile(
     title="Google Cloud Interconnect",
     suite=CipherSuite.GCM_AES_XPN_256,
     suites=_SUITES_256,
+    xpn_at_100g=False,
     sci_required=True,
     replay_window=REPLAY_WINDOW,
     vlan_min=2,
@@ -130,6 +134,7 @@ _AZURE_ER: Final = Profile(
     title="Azure ExpressRoute Direct",
     suite=CipherSuite.GCM_AES_XPN_256,
     suites=_ALL_SUITES,
+    xpn_at_100g=False,
     sci_required=False,
     replay_window=REPLAY_WINDOW,
     vlan_min=1,
@@ -152,6 +157,7 @@ _GENERIC: Final = Profile(
     title="any other provider, or our own router at the far end",
     suite=CipherSuite.GCM_AES_XPN_256,
     suites=_ALL_SUITES,
+    xpn_at_100g=False,
     sci_required=False,
     replay_window=REPLAY_WINDOW,
     vlan_min=1,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from types import MappingProxyType
 from typing import Annotated, Any, Final, Literal, NamedTuple, TypeVar
 
 from pydantic import (
@@ -44,6 +45,19 @@ BANDWIDTHS_MBPS: Final = {
 
 _NAME: Final = r"^[a-z][a-z0-9-]{0,31}$"
 _DEVICE: Final = r"^[A-Za-z0-9][A-Za-z0-9_.@-]*$"
+_SITE: Final = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,31}$"
+_HOST: Final = r"^[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?$"
+_CREDENTIAL: Final = r"^[A-Za-z0-9_.-]{1,255}$"
+PATTERN_HINTS: Final = MappingProxyType(
+    {
+        _NAME: "lower-case letters, digits and -, a letter first, at most 32",
+        _DEVICE: "letters, digits and _ . @ -, a letter or digit first",
+        _SITE: "letters, digits and _ . -, a letter or digit first, at most 32",
+        _HOST: "letters, digits and - between them, at most 63",
+        _CREDENTIAL: "letters, digits and _ . -, at most 255",
+    }
+)
+"""What each pattern means, in words."""
 
 
 class Interface(NamedTuple):
@@ -195,7 +209,7 @@ def _shape(pattern: str, example: str) -> WithJsonSchema:
 
 Name = Annotated[str, Field(pattern=_NAME)]
 Device = Annotated[str, Field(pattern=_DEVICE, min_length=1)]
-Site = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,31}$")]
+Site = Annotated[str, Field(pattern=_SITE)]
 Asn = Annotated[int, Field(ge=0, le=2**32 - 1)]
 Mtu = Annotated[int, Field(ge=1280, le=9216)]
 PrefixText = Annotated[
@@ -253,7 +267,7 @@ class SecretSpec(Strict):
     )
     credential: str | None = Field(
         None,
-        pattern=r"^[A-Za-z0-9_.-]{1,255}$",
+        pattern=_CREDENTIAL,
         description="Name of a systemd credential (LoadCredential=, in $CREDENTIALS_DIRECTORY).",
     )
 
@@ -447,9 +461,13 @@ class ConnectionSpec(Strict):
     interconnect: Name = Field(description="The interconnect that carries it.")
     bandwidth: BandwidthText = Field(description=f"Tier: {', '.join(BANDWIDTHS_MBPS)}.")
     mtu: Mtu = Field(description="IP MTU in octets.")
-    vrf: Name | None = Field(None, description="VRF of the routes; the main table if left out.")
-    advertise: tuple[PrefixText, ...] = Field((), description="Exactly the prefixes announced to the peer.")
-    accept: tuple[FilterText, ...] = Field((), description="Prefixes taken from the peer; nothing else is.")
+    vrf: Device | None = Field(None, description="VRF of the routes; the main table if left out.")
+    advertise: tuple[PrefixText, ...] = Field(
+        (), max_length=10_000, description="Exactly the prefixes announced to the peer."
+    )
+    accept: tuple[FilterText, ...] = Field(
+        (), max_length=1000, description="Prefixes taken from the peer; nothing else is."
+    )
     bgp: ConnectionBgpSpec | None = Field(None, description="For all sessions of the connection.")
     features: tuple[FeatureSpec, ...] = Field(description="One per channel.")
 
@@ -473,9 +491,7 @@ class LanSpec(Strict):
 class RouterSpec(Strict):
     """The box itself."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?$")] = Field(
-        description="Host name."
-    )
+    name: Annotated[str, Field(pattern=_HOST)] = Field(description="Host name.")
     asn: Asn = Field(description="Our AS number.")
     router_id: RouterIdText = Field(description="BGP identifier, in the form of an IPv4 address.")
     lan: tuple[LanSpec, ...] = Field((), description="Ports towards the branch.")
