@@ -37,7 +37,9 @@ def resolve(ref: SecretRef) -> Secret:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
-        raise SecretError(f"{ref}: cannot be read: {_reason(error)}") from None
+        raise SecretError(
+            f"{ref}: cannot be read: {_reason(error)} - put the secret there, mode 0600"
+        ) from None
     try:
         # Checked on the open file: a path may mean another one by the time it is read.
         _check_file(ref, os.fstat(descriptor))
@@ -96,7 +98,8 @@ def check_secrets(
                 continue
             key = resolve_sak(ref, key_size)
         except SecretError as error:
-            findings.append(Finding(file, line, 0, path, str(error)))
+            message = str(error) if origin is not None else str(error).removeprefix(f"{ref}: ")
+            findings.append(Finding(file, line, 0, path, message))
             continue
         if key in keys:
             message = f"{ref}: the same key as {keys[key]} - each direction of each channel has its own"
@@ -135,7 +138,9 @@ def _check_directory(ref: SecretRef, directory: str) -> None:
     try:
         status = os.stat(directory or ".")  # noqa: PTH116 - as in the rest of this file
     except OSError as error:
-        raise SecretError(f"{ref}: its directory cannot be read: {_reason(error)}") from None
+        raise SecretError(
+            f"{ref}: its directory cannot be read: {_reason(error)} - make it, mode 0700"
+        ) from None
     _check_owner(ref, status, f"its directory {directory}")
     # In a sticky directory (/tmp) nobody can replace what is not theirs.
     if status.st_mode & _OTHERS_WRITE and not status.st_mode & stat.S_ISVTX:
