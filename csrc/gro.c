@@ -173,14 +173,15 @@ static void join(struct gro *gro, struct gro_packet *p, uint32_t at, const struc
     }
 }
 
-void gro_add(struct gro *gro, uint32_t at, uint32_t len, uint16_t out, bool may_join)
+void gro_add(struct gro *gro, uint32_t at, uint32_t len, uint16_t out, bool udp)
 {
     const uint8_t *frame = gro->arena + at;
     struct found f = {0};
     unsigned b = 0;
 
-    if (may_join)
-        find(frame, len, &f);
+    find(frame, len, &f);
+    if (f.proto == PROTO_UDP && !udp)
+        f.flow = f.joins = false;
     if (f.flow) {
         b = bucket(frame, &f, out);
         struct gro_packet *p = gro->bucket[b] == GRO_NONE ? NULL : &gro->packet[gro->bucket[b]];

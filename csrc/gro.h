@@ -60,9 +60,9 @@ struct gro {
 /* gro_begin empties the table; frames to come lie in `arena`. */
 void gro_begin(struct gro *gro, uint8_t *arena);
 
-/* gro_add takes a frame bound for the TAP `out`; at most GRO_FRAMES of them. `join` false leaves
- * it alone (the TAP takes no super-segment of this kind). */
-void gro_add(struct gro *gro, uint32_t at, uint32_t len, uint16_t out, bool join);
+/* gro_add takes a frame bound for the TAP `out`; at most GRO_FRAMES of them. UDP is joined only
+ * where `udp` says that the TAP takes it (Linux 6.2); TCP any TAP takes. */
+void gro_add(struct gro *gro, uint32_t at, uint32_t len, uint16_t out, bool udp);
 
 /* gro_finish completes packet `i`: fills `hdr`, rewrites its headers in the arena where frames
  * were joined, and lists its pieces in order, the first with all headers. Returns the number of

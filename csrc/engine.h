@@ -1,0 +1,122 @@
+/*
+ * engine: moves packets between TAPs and uplinks through SecYs, on threads of its own.
+ *
+ *     out   TAP read -> gso_cut -> secy_protect (VLAN tag, SecTAG, cipher) -> port_send
+ *     in    port_receive -> secy_validate -> feature by VLAN tag -> gro -> TAP write
+ *
+ * A channel is an uplink port with a SecY; a feature is one VLAN on it, seen by the kernel as a
+ * TAP. Each channel has two halves, out and in, and each half belongs to one worker: a worker is a
+ * thread, meant for one core, that waits with epoll for the halves it was given. The two halves
+ * share nothing that changes: each has its own struct secy with its own SAs and counters, and the
+ * sums are taken when somebody asks. Hence no lock and no shared cache line on a packet's way.
+ *
+ * One core per direction is the unit of scale: all frames that leave under one SC leave in the
+ * order of their packet numbers, so the receiver can keep a narrow replay window (or none), and
+ * what scales over cores is channels and directions. The price is that one channel sends no more
+ * than one core can cut and encrypt.
+ *
+ * Control calls come from any other thread. They park the workers concerned at the end of their
+ * batch, change tables and keys in place, and let them go on: some microseconds in which packets
+ * wait in the kernel's queues, so a rekey loses nothing. On the packets' side this costs one load
+ * per batch.
+ *
+ * Fail closed: without an SA to send under nothing leaves (the SecY drops it, counted); what does
+ * not validate goes no further; a TAP has no carrier until channel_carrier() says so, and if the
+ * process dies the kernel takes all carriers away.
+ */
+#ifndef LASTMILE_ENGINE_H
+#define LASTMILE_ENGINE_H
+
+#include "dataplane.h"
+
+/* cffi: begin */
+
+enum {
+    ENGINE_WORKERS_MAX = 64,
+    ENGINE_FEATURES_MAX = 64, /* of one channel */
+    ENGINE_UNTAGGED = 0xFFFF, /* in place of a VID: the feature without a tag */
+    ENGINE_DEVICE_SIZE = 16,  /* octets of a device name with its terminating 0 */
+};
+
+/* How a port's frames travel: port.h. */
+enum { ENGINE_PACKET, ENGINE_XDP_TX, ENGINE_XDP };
+
+struct engine;
+struct channel;
+
+struct channel_config {
+    char device[16];     /* the uplink */
+    unsigned path;       /* ENGINE_PACKET and so on */
+    unsigned out_worker; /* number of the worker that sends */
+    unsigned in_worker;  /* number of the worker that receives; may be the same */
+    struct secy_config secy;
+};
+
+/* Errors are codes of err.h, or system errors as ENGINE_SYSTEM - errno; engine_error prints both
+ * into `text` and returns it. */
+const char *engine_error(int code, char *text, size_t size);
+
+/* engine_new starts `workers` threads; with `pin`, worker i stays on core i. engine_free ends
+ * them; all channels must be gone. */
+int engine_new(unsigned workers, int pin, struct engine **engine);
+void engine_free(struct engine *engine);
+
+/* channel_new opens the port and starts to move packets as soon as there are features and SAs.
+ * `backend` names the cipher backend, NULL for the fastest here. channel_free wipes the keys,
+ * closes the port and removes the features. */
+int channel_new(struct engine *engine, const struct channel_config *config, const char *backend,
+                struct channel **channel);
+void channel_free(struct channel *channel);
+
+/* channel_path is the path in use; channel_zero_copy tells whether AF_XDP works without copies. */
+unsigned channel_path(const struct channel *channel);
+int channel_zero_copy(const struct channel *channel);
+const char *channel_backend(const struct channel *channel);
+const char *channel_note(const struct channel *channel);
+
+/* Features. `vid` is 1 to 4094 or ENGINE_UNTAGGED; `mtu` in octets of IP; `rate` in octets of
+ * Ethernet frames per second that may leave, 0 for no limit. The result of channel_feature_add is
+ * the feature's number, or an error. The device's MAC address becomes the port's. */
+int channel_feature_add(struct channel *channel, const char *device, unsigned vid, unsigned mtu,
+                        uint64_t rate);
+int channel_feature_set(struct channel *channel, unsigned feature, unsigned mtu, uint64_t rate);
+int channel_feature_remove(struct channel *channel, unsigned feature);
+
+/* channel_carrier gives all features carrier, or takes it away. */
+int channel_carrier(struct channel *channel, int on);
+
+/* The SecY: as in dataplane.h. channel_encoding_an is the AN frames are sent under, -1 if none. */
+int channel_tx_install(struct channel *channel, unsigned an, const struct secy_key *key,
+                       uint64_t next_pn);
+int channel_tx_enable(struct channel *channel, unsigned an);
+int channel_tx_delete(struct channel *channel, unsigned an);
+int channel_rx_add(struct channel *channel, const uint8_t sci[8]);
+int channel_rx_remove(struct channel *channel, const uint8_t sci[8]);
+int channel_rx_install(struct channel *channel, const uint8_t sci[8], unsigned an,
+                       const struct secy_key *key, uint64_t lowest_pn);
+int channel_rx_enable(struct channel *channel, const uint8_t sci[8], unsigned an, int active);
+int channel_rx_raise(struct channel *channel, const uint8_t sci[8], unsigned an,
+                     uint64_t lowest_pn);
+int channel_rx_delete(struct channel *channel, const uint8_t sci[8], unsigned an);
+int channel_encoding_an(const struct channel *channel);
+uint64_t channel_tx_next_pn(const struct channel *channel, unsigned an);
+uint64_t channel_rx_lowest_pn(struct channel *channel, const uint8_t sci[8], unsigned an);
+
+/* channel_secy_counter: the i-th counter of counter_name(). channel_counter: the i-th of
+ * engine_counter_name(), which returns NULL behind the last. */
+uint64_t channel_secy_counter(const struct channel *channel, unsigned i);
+uint64_t channel_counter(struct channel *channel, unsigned i);
+const char *engine_counter_name(unsigned i);
+
+/* feature_counter: out packets, out octets, in packets, in octets (i = 0 to 3), as the kernel
+ * hands them over and takes them: a super-segment is one packet. */
+uint64_t feature_counter(const struct channel *channel, unsigned feature, unsigned i);
+
+/* device_carrier: 1 if a device is up and has carrier, else 0; device_mac reads its address.
+ * Errors as above. */
+int device_carrier(const char *device);
+int device_mac(const char *device, uint8_t mac[6]);
+
+/* cffi: end */
+
+#endif
