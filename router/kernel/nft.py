@@ -10,6 +10,7 @@ business and differs between versions.
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 from collections.abc import Sequence
 from typing import Any, Final
@@ -49,7 +50,10 @@ async def run_nft(*arguments: str, commands: Sequence[Json] | None = None) -> st
     out, err = await process.communicate(text.encode())
     if process.returncode:
         lines = err.decode(errors="replace").strip().splitlines() or [f"exit code {process.returncode}"]
-        raise KernelError(f"nft {' '.join(arguments)}: {lines[0]}")
+        message = f"nft {' '.join(arguments)}: {lines[0]}"
+        if "Operation not supported" in lines[0]:
+            raise Unsupported(message, errno.EOPNOTSUPP)
+        raise KernelError(message)
     return out.decode()
 
 
@@ -225,7 +229,14 @@ async def apply_rules(rules: ControlPlaneRules) -> None:
     # `add` before `delete` makes the deletion succeed where there was no table.
     commands: list[Json] = [{"add": table}, {"delete": table}]
     commands += [{"add": o} for o in render_rules(rules)]
-    await run_nft("-f", STDIN, commands=commands)
+    try:
+        await run_nft("-f", STDIN, commands=commands)
+    except Unsupported as error:
+        raise Unsupported(
+            "this kernel's nftables has no inet family (CONFIG_NF_TABLES_INET): BGP and BFD are taken"
+            " from anyone who reaches them; filter tcp/179 and udp/3784 in front of the router",
+            error.errno,
+        ) from error
 
 
 async def delete_rules() -> None:
@@ -276,8 +287,8 @@ async def has_egress_hook() -> bool:
     }
     try:
         await run_nft("--check", "-f", STDIN, commands=[{"add": table}, {"add": {"chain": chain}}])
-    except Unsupported:
+    except KernelError as error:
+        if error.errno != errno.ENOENT:
+            return False
         raise
-    except KernelError:
-        return False
     return True

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 import structlog
 
-from router.errors import KernelError
+from router.errors import KernelError, Unsupported
 from router.fib_ops import FibOp, NexthopDelete, RouteDelete
 from router.reconcile.diff import Action, Plan, Verb, plan
 from router.reconcile.kernel import AddressEvent, Event, EventsLost, FibEvent, Kernel, LinkEvent
@@ -34,6 +34,8 @@ TIMER_S = 1.0
 """A full look at the kernel at least this often."""
 DEBOUNCE_S = 0.005
 """Notifications come in bursts: wait this long for the rest of one."""
+REPEATS_MAX = 20
+"""After so many looks in a row at which the same thing was wrong again, somebody fights with us."""
 RETRY_FIRST_S = 0.5
 RETRY_LAST_S = 30.0
 
@@ -49,6 +51,8 @@ class ObjectError:
     """How often the kernel refused; 0 where the object only waits for another one."""
     retry_at: float
     """Monotonic time before which it is not tried again."""
+    unsupported: bool = False
+    """This kernel cannot do it at all: a limit of the machine rather than a fault."""
 
 
 class Reconciler:
@@ -74,6 +78,8 @@ class Reconciler:
         self._lock = asyncio.Lock()
         self._observed = ObservedState()
         self._errors: dict[Key, ObjectError] = {}
+        self._repeats: dict[Key, int] = {}
+        """How often in a row an object was put right, and was not right at the next look."""
         self._up: dict[str, bool] = {}
         self.link_events: asyncio.Queue[LinkEvent] = asyncio.Queue()
         """One event per change of a device's state; the first look reports every device."""
@@ -171,6 +177,7 @@ class Reconciler:
             for key in [k for k in self._errors if k not in pending]:
                 self._log.info("kernel.recovered", object=str(key))
                 del self._errors[key]
+            self._repeats = {key: count for key, count in self._repeats.items() if key in pending}
             applied = [await self._step(action) for action in steps.actions]
             if any(applied):
                 self.settled.clear()
@@ -198,9 +205,17 @@ class Reconciler:
         try:
             await self._kernel.apply(action)
         except KernelError as error:
-            self._fail(key, str(error), attempts=known.attempts + 1 if known else 1)
+            attempts = known.attempts + 1 if known else 1
+            self._fail(key, str(error), attempts=attempts, unsupported=isinstance(error, Unsupported))
             if isinstance(action.object, EgressGuard) and action.verb is not Verb.DELETE:
                 await self._shut(action.object.device)
+            return False
+        self._repeats[key] = self._repeats.get(key, 0) + 1
+        if self._repeats[key] >= REPEATS_MAX:
+            reason = (
+                f"does not stay as it was set ({action.was or 'removed again'}): another program changes it"
+            )
+            self._fail(key, reason, attempts=self._repeats[key] - REPEATS_MAX + 1)
             return False
         if known:
             del self._errors[key]
@@ -220,11 +235,12 @@ class Reconciler:
         else:
             self._log.warning("kernel.port_shut", device=device, reason="it cannot be guarded")
 
-    def _fail(self, key: Key, reason: str, *, attempts: int) -> None:
+    def _fail(self, key: Key, reason: str, *, attempts: int, unsupported: bool = False) -> None:
         known = self._errors.get(key)
-        pause = min(RETRY_FIRST_S * 2 ** max(attempts - 1, 0), RETRY_LAST_S)
+        doublings = min(max(attempts - 1, 0), 10)
+        pause = RETRY_LAST_S if unsupported else min(RETRY_FIRST_S * 2**doublings, RETRY_LAST_S)
         since = known.since if known else self._wall()
-        self._errors[key] = ObjectError(reason, since, attempts, self._clock() + pause)
+        self._errors[key] = ObjectError(reason, since, attempts, self._clock() + pause, unsupported)
         if known is None or known.reason != reason:
             self._log.warning("kernel.refused", object=str(key), reason=reason)
 
