@@ -110,6 +110,8 @@ class Slot:
     tx: bool = False
     awaiting: set[int] = field(default_factory=set)
     """Operations of its installation that the SecY has not answered."""
+    exposed: bool = False
+    """Frames may have been let in under it: installing it again would let the same ones in again."""
     refused: str = ""
     """Why the SecY refused one of them."""
     transmit_tried: bool = False
@@ -167,7 +169,7 @@ def _retire_when_over(cp: Cp, now: float) -> bool:
 
 
 def _using_receive_sas(cp: Cp, _now: float) -> bool:
-    return cp.latest is not None and not cp.latest.awaiting and not cp.latest.refused
+    return cp.latest is not None and cp.latest.exposed and not cp.latest.awaiting and not cp.latest.refused
 
 
 def _secy_refused(cp: Cp, _now: float) -> bool:
@@ -267,7 +269,7 @@ class Cp:
         # For the KaY to collect.
         self.new_info = False
         """SAK Use has changed: tell the peers now."""
-        self.refusal: tuple[Sak, str] | None = None
+        self.refusal: tuple[Slot, str] | None = None
         """A key that the SecY would not take, and why."""
         self.keys_lost = False
         """SAs were deleted other than by a rollover: their key must never be installed again."""
@@ -304,8 +306,10 @@ class Cp:
 
     def succeeded(self, operation: int) -> None:
         """The SecY did it."""
-        if self.latest is not None:
-            self.latest.awaiting.discard(operation)
+        if (slot := self.latest) is not None:
+            slot.awaiting.discard(operation)
+            if not slot.awaiting and not slot.refused and not slot.exposed:
+                self._enable_receive(slot)
         if operation == self._enabling:
             self._enabling = None
             self.using_transmit_sa = True
@@ -404,8 +408,13 @@ class Cp:
                 self._install(slot, CreateReceiveSc(self.next_id(), sci))
             self._install(slot, CreateReceiveSa(self.next_id(), sci, key.an, key.key_of(sci), 1))
         self._install(slot, CreateTransmitSa(self.next_id(), key.an, key.key_of(self._sci), 1))
-        for sci in others:
-            self._install(slot, EnableReceive(self.next_id(), sci, key.an))
+
+    def _enable_receive(self, slot: Slot) -> None:
+        """All SAs are created. Only now is any enabled, so that a refusal until here can be repeated."""
+        slot.exposed = True
+        for sci in slot.key.members:
+            if sci != self._sci:
+                self._install(slot, EnableReceive(self.next_id(), sci, slot.key.an))
 
     def _enter_receiving(self, now: float) -> None:
         assert self.latest is not None
@@ -466,7 +475,7 @@ class Cp:
                 self._persist(EnableTransmit(self.next_id(), self.old.key.an))
                 self.old.tx = True
         if reason:
-            self.refusal = (slot.key, reason)
+            self.refusal = (slot, reason)
             self._outputs.append(fact("sak.refused", ki=str(slot.key.ki), reason=reason))
             # What the SecY holds now is unknown, so it is told everything again next time.
             self._configured = None if self.old is None else self._configured

@@ -464,7 +464,7 @@ class Kay:
                 lpn = (
                     high << 32 | lpn if high is not None else rebuild_pn(lpn, self._receive_pn.get(place, 1))
                 )
-            if lpn >= self._exhaustion(ours.key) and ours is self._cp.in_use:
+            if lpn >= self._exhaustion(ours.key) and ours.key is self._newest():
                 self._rekey_reason = self._rekey_reason or f"packet numbers of {peer.sci} at {lpn}"
             if (
                 self.config.delay_protection
@@ -588,8 +588,10 @@ class Kay:
             self._remember(cp.latest.key.ki, cp.latest.key.sak)
             self._adopted_until = None
         if cp.refusal is not None:
-            key, reason = cp.refusal
-            cp.refusal = None
+            slot, reason = cp.refusal
+            cp.refusal, key = None, slot.key
+            if slot.exposed:
+                self._remember(key.ki, key.sak)
             self._refusal = f"the SecY refused key {key.ki}: {reason}"
             self._refused_ki = key.ki
             self._not_before = now + SAK_RETRY_S
@@ -853,7 +855,7 @@ class Kay:
                     self._pn_rate = (sa.next_pn - current) / (now - taken)
                 before, current, taken = current, sa.next_pn, now
             self._pn[slot.key.ki] = (before, current, taken)
-            if slot is self._cp.in_use and sa.next_pn >= self._exhaustion(slot.key):
+            if slot.key is self._newest() and sa.next_pn >= self._exhaustion(slot.key):
                 self._rekey_reason = self._rekey_reason or f"our packet numbers at {sa.next_pn}"
         held = {slot.key.ki for slot in slots}
         self._pn = {ki: sample for ki, sample in self._pn.items() if ki in held}

@@ -9,7 +9,7 @@ SAKs, the SecY and several CAs at once are the KaY's business.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
@@ -36,6 +36,8 @@ MN_MAX: Final = 0xFFFFFFFF
 # Of ours.
 PEERS_MAX: Final = 64
 """Members of a CA that we keep track of, ourselves not counted."""
+GONE_MAX: Final = 256
+"""MIs of former peers that we keep track of."""
 RAMP_S: Final = (0.1, 0.2, 0.4, 0.8, 0.8)
 """Intervals of the first hellos after start or link-up; then the regular ones."""
 _NUMBER_RENEWAL: Final = 0xFFFFFF00
@@ -113,6 +115,8 @@ class Participant:
         self.heard_at: float | None = None
         """When the last authentic MKPDU came."""
         self._sent: deque[tuple[int, float]] = deque()
+        self._gone: OrderedDict[bytes, int] = OrderedDict()
+        """Last MN of MIs that left, so that no old MKPDU of theirs brings them back."""
         self.take_new_mi("start")
 
     # ------------------------------------------------------------------ ourselves
@@ -199,8 +203,9 @@ class Participant:
             self.take_new_mi(f"{basic.sci} has the same one")
             raise MkpduError(DropReason.MI_COLLISION, f"{basic.sci} has our MI")
         peer = self.peers.get(basic.mi)
-        if peer is not None and basic.mn <= peer.mn:
-            raise MkpduError(DropReason.MN_NOT_RISING, f"MN {basic.mn} after {peer.mn} from {basic.sci}")
+        last = peer.mn if peer is not None else self._gone.get(basic.mi, 0)
+        if basic.mn <= last:
+            raise MkpduError(DropReason.MN_NOT_RISING, f"MN {basic.mn} after {last} from {basic.sci}")
         if peer is None and len(self.peers) >= PEERS_MAX:
             raise MkpduError(DropReason.PEER_TABLE_FULL, f"{basic.sci} would be peer {PEERS_MAX + 1}")
         self.heard_at = now
@@ -241,15 +246,22 @@ class Participant:
         """A potential peer becomes live; the same station's former MI, if any, is gone by that."""
         peer.live, peer.since = True, now
         for other in [o for o in self.peers.values() if o.sci == peer.sci and o is not peer]:
-            del self.peers[other.mi]
+            self._leave(other, MN_MAX)
             self._peer_fact("peer.replaced", other)
         self.new_info = True
         self._peer_fact("peer.live", peer)
 
+    def _leave(self, peer: Peer, mn: int) -> None:
+        del self.peers[peer.mi]
+        self._gone[peer.mi] = mn
+        self._gone.move_to_end(peer.mi)
+        while len(self._gone) > GONE_MAX:
+            self._gone.popitem(last=False)
+
     def expire(self, now: float) -> None:
         """Forget peers not heard of within the MKA Life Time."""
         for peer in [p for p in self.peers.values() if now >= p.expires_at]:
-            del self.peers[peer.mi]
+            self._leave(peer, peer.mn)
             self.new_info = True
             self._peer_fact("peer.lost", peer)
         self.elect()

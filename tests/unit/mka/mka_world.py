@@ -175,6 +175,8 @@ class Node:
         self.used_keys: set[bytes] = set()
         self.kay: Kay | None = None
         self.pumping = False
+        self.frozen = False
+        self.backlog: list[bytes] = []
         if kay:
             self.start()
 
@@ -195,6 +197,7 @@ class Node:
     def kill(self):
         """The process is gone; what it put into the SecY stays."""
         self.kay = None
+        self.backlog.clear()
 
     def pump(self):
         """Drain the outputs in order and answer the SecY's operations, as the driver does."""
@@ -219,8 +222,23 @@ class Node:
                             self.kay.failed(output.id, reason, self.world.now)
         self.pumping = False
 
-    def receive(self, frame: bytes):
+    def freeze(self):
+        """SIGSTOP: no timer runs, frames wait in the socket."""
+        self.frozen = True
+
+    def thaw(self):
+        """SIGCONT: the timer is late, then the backlog is read."""
+        self.frozen = False
         if self.kay is not None:
+            self.do(lambda kay: kay.handle_timer(self.world.now))
+        backlog, self.backlog = self.backlog, []
+        for frame in backlog:
+            self.receive(frame)
+
+    def receive(self, frame: bytes):
+        if self.frozen:
+            self.backlog.append(frame)
+        elif self.kay is not None:
             self.kay.receive(frame, self.world.now)
             self.pump()
 
@@ -283,7 +301,7 @@ class World:
         heapq.heappush(self.events, (time, next(self.order), action))
 
     def next_event(self) -> float | None:
-        times = [node.kay.next_timer() for node in self.nodes if node.kay is not None]
+        times = [node.kay.next_timer() for node in self.nodes if node.kay is not None and not node.frozen]
         times.append(self.events[0][0] if self.events else None)
         return min((time for time in times if time is not None), default=None)
 
@@ -299,7 +317,7 @@ class World:
             while self.events and self.events[0][0] <= self.now:
                 heapq.heappop(self.events)[2]()
             for node in self.nodes:
-                timer = node.kay.next_timer() if node.kay is not None else None
+                timer = node.kay.next_timer() if node.kay is not None and not node.frozen else None
                 if timer is not None and timer <= self.now:
                     node.do(lambda kay: kay.handle_timer(self.now))
         return self.now - start
