@@ -7,10 +7,11 @@ nothing: the rule that is about names has said so.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
-from itertools import combinations
+from itertools import combinations, islice
 from typing import Final
 
 from router.config.effective import Connection, PrefixFilter
@@ -495,19 +496,34 @@ def accepted_prefixes_are_not_ours(draft: Draft) -> Findings:
     one, and a warning says so.
     """
     for connection in draft.connections:
-        own = list(_own_prefixes(draft, connection.value.vrf))
+        # Both lists may be long: what is ours is looked up by prefix, and by its place in order.
+        own = dict(reversed(list(_own_prefixes(draft, connection.value.vrf))))
+        ordered = sorted(own, key=_start)
         for index, entry in enumerate(connection.value.accept):
             path = (*connection.path, "accept", index)
-            for prefix, what in own:
-                if prefix.contains(entry.prefix):
-                    yield _error(
-                        draft, path, f"{entry} lies inside {prefix}, {what} - accept only what is the peer's"
-                    )
+            around = next((p for p in _covering(entry.prefix) if p in own), None)
+            if around is not None:
+                message = f"{entry} lies inside {around}, {own[around]} - accept only what is the peer's"
+                yield _error(draft, path, message)
+                continue
+            for prefix in islice(ordered, bisect_left(ordered, _start(entry.prefix), key=_start), None):
+                if not entry.prefix.contains(prefix):
                     break
-                if entry.prefix.contains(prefix) and entry.le >= prefix.length:
-                    message = f"{entry} takes in {prefix}, {what} - routes inside that will be refused"
+                if prefix.length <= entry.le:
+                    message = f"{entry} takes in {prefix}, {own[prefix]} - routes inside that will be refused"
                     yield _warning(draft, path, message)
                     break
+
+
+def _start(prefix: Prefix) -> tuple[int, bytes]:
+    """Sort prefixes so that all inside another one stand together, beginning where it does."""
+    return len(prefix.address), prefix.address
+
+
+def _covering(prefix: Prefix) -> Iterator[Prefix]:
+    """List a prefix and all less specific ones."""
+    for length in range(prefix.length, -1, -1):
+        yield Interface(prefix.address, length).network
 
 
 def connections_of_a_vrf_do_not_compete(draft: Draft) -> Findings:
