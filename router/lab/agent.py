@@ -11,6 +11,7 @@ The line carries one JSON object per text line:
                     {"op": "signal", "id": 1, "number": 15}
                     {"op": "bye"}
     from the agent  {"op": "hello"}
+                    {"op": "taken", "id": 1}                the input arrived: send the next piece
                     {"op": "out", "id": 1, "fd": 1 or 2, "data": BASE64}
                     {"op": "exit", "id": 1, "code": 0}      128 + n where signal n ended it
                     {"op": "bye"}                           every file is written out
@@ -106,6 +107,7 @@ class Agent:
         if data is None:
             os.close(descriptor)
             del self.stdins[job]
+        self.send(op="taken", id=job)
 
     def spawn(self, job: int, argv: list[str], env: dict[str, str]) -> None:
         """Start a job in a process group of its own, with pipes for all three streams."""

@@ -8,13 +8,26 @@ import json
 import select
 import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Final
 
 from router.errors import LabError
 
 Sink = Callable[[int, bytes], None]
 """Takes output as it comes: descriptor (1 or 2) and octets."""
+
+LINE_MAX: Final = 4000
+"""Octets of one message. The guest's serial line stalls for good once its terminal buffer of 4096
+has overflowed."""
+
+PIECE: Final = 1024
+"""Octets of input under way; the next piece waits until the agent has taken the last one."""
+
+
+def _pieces(data: bytes) -> Iterator[bytes | None]:
+    for start in range(0, len(data), PIECE):
+        yield data[start : start + PIECE]
+    yield None
 
 
 class Link:
@@ -35,8 +48,11 @@ class Link:
 
     def send(self, **message: object) -> None:
         """Send one message. Raises LabError where the machine is gone."""
+        data = json.dumps(message).encode() + b"\n"
+        if len(data) > LINE_MAX:
+            raise LabError(f"the command line is too long for the lab's machine: {len(data)} octets, {LINE_MAX} at most")
         try:
-            self._line.sendall(json.dumps(message).encode() + b"\n")
+            self._line.sendall(data)
         except OSError as error:
             raise LabError(f"the lab's machine is gone: {error.strerror}") from error
 
@@ -76,10 +92,8 @@ class Link:
         self._last_id += 1
         job = self._last_id
         self.send(op="spawn", id=job, argv=list(argv), env=dict(env or {}))
-        if stdin:
-            self.send(op="stdin", id=job, data=base64.b64encode(stdin).decode())
-        if stdin is not None:
-            self.send(op="stdin", id=job, data=None)
+        pieces = _pieces(stdin) if stdin is not None else iter(())
+        self._feed(job, pieces)
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         try:
             while True:
@@ -91,12 +105,20 @@ class Link:
                     continue
                 if message["op"] == "exit":
                     return int(message["code"])
-                if message["op"] == "out":
+                if message["op"] == "taken":
+                    self._feed(job, pieces)
+                elif message["op"] == "out":
                     sink(message["fd"], base64.b64decode(message["data"]))
         except BaseException:
             with contextlib.suppress(LabError):
                 self.send(op="signal", id=job, number=15)
             raise
+
+    def _feed(self, job: int, pieces: Iterator[bytes | None]) -> None:
+        """Send the next piece of a job's input, if there is one."""
+        with contextlib.suppress(StopIteration):
+            piece = next(pieces)
+            self.send(op="stdin", id=job, data=None if piece is None else base64.b64encode(piece).decode())
 
     def bye(self, timeout_s: float) -> None:
         """Have the agent write all files out, so that the machine may be ended."""

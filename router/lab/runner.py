@@ -47,13 +47,13 @@ class Progress:
         at = f"[dim]{event.get('at', 0.0):6.1f}s[/]"
         match event["event"]:
             case "progress":
-                self._console.print(f"{at}    {escape(event['text'])}")
+                self._console.print(f"{at}    {escape(event['text'])}", soft_wrap=True)
             case "check":
                 mark = "[green]ok[/]" if event["ok"] else "[red]FAIL[/]"
                 detail = f"  [dim]{escape(event['detail'])}[/]" if event["detail"] else ""
-                self._console.print(f"{at} {mark} {escape(event['name'])}{detail}")
+                self._console.print(f"{at} {mark} {escape(event['name'])}{detail}", soft_wrap=True)
             case "figure":
-                self._console.print(f"{at}    {escape(event['name'])} = {event['value']} {event['unit']}")
+                self._console.print(f"{at}    {escape(event['name'])} = {event['value']} {event['unit']}", soft_wrap=True)
             case _:
                 pass
 

@@ -97,7 +97,7 @@ def run_inside(scenario: Scenario, topology: Topology, edges: str, *, keep_captu
 def _explain(lab: Lab, report: Report) -> None:
     """Put beside a failure what an engineer would ask for first."""
     try:
-        report.note("router's status: " + json.dumps(lab.router.status(), indent=1))
+        report.note("router's status: " + json.dumps(lab.router.status()))
     except LabError as error:
         report.note(f"router's status: {error}")
     report.note("router's log:\n" + lab.router.log_tail())

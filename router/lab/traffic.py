@@ -1,7 +1,7 @@
 """Traffic between the branch and the cloud, from one process that holds sockets in both.
 
 * `path_mtu_ping`: one echo request of an exact size that must not be fragmented.
-* `spread`: one datagram on each of many flows.
+* `spread`: one datagram on each of many flows, there and back.
 * `tcp_through`: a TCP stream and how much of it arrived.
 * `Prober`: a numbered datagram every millisecond over many flows, there and back; what is lost,
   times 1 ms, is the outage (RFC 7747). The guest's clock ticks at 100 Hz, so the datagrams of one
@@ -111,20 +111,36 @@ def _family(address: str) -> int:
 
 
 def spread(source: Node, sink: Node, address: str, flows: int, timeout_s: float = 3.0) -> int:
-    """Send one datagram on each of `flows` flows; return how many arrived."""
+    """Send one datagram on each of `flows` flows and have it answered; return how many came back."""
     family = _family(address)
     with contextlib.ExitStack() as stack:
-        receiver = stack.enter_context(sink.socket(family, socket.SOCK_DGRAM))
-        receiver.bind((address, PORT + 1))
-        seen: set[int] = set()
-        for number in range(flows):
-            with source.socket(family, socket.SOCK_DGRAM) as sender:  # a source port of its own
-                sender.sendto(number.to_bytes(4), (address, PORT + 1))
+        responder = stack.enter_context(sink.socket(family, socket.SOCK_DGRAM))
+        responder.bind((address, PORT + 1))
+        waiting: dict[int, socket.socket] = {}
+        poller = select.poll()
+        poller.register(responder, select.POLLIN)
+        for _ in range(flows):
+            sender = stack.enter_context(source.socket(family, socket.SOCK_DGRAM))
+            sender.sendto(b"lastmile", (address, PORT + 1))
+            waiting[sender.fileno()] = sender
+            poller.register(sender, select.POLLIN)
+            _answer(responder)
         deadline = time.monotonic() + timeout_s
-        while len(seen) < flows and (left := deadline - time.monotonic()) > 0:
-            if select.select([receiver], [], [], left)[0]:
-                seen.add(int.from_bytes(receiver.recv(64)[:4]))
-    return len(seen)
+        while waiting and (left := deadline - time.monotonic()) > 0:
+            for descriptor, _ in poller.poll(left * 1000):
+                if descriptor == responder.fileno():
+                    _answer(responder)
+                elif descriptor in waiting:
+                    waiting.pop(descriptor).recv(64)
+                    poller.unregister(descriptor)
+    return flows - len(waiting)
+
+
+def _answer(responder: socket.socket) -> None:
+    """Send back what has come, if anything has."""
+    with contextlib.suppress(BlockingIOError):
+        data, peer = responder.recvfrom(64, socket.MSG_DONTWAIT)
+        responder.sendto(data, peer)
 
 
 @dataclass(frozen=True, slots=True)

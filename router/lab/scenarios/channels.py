@@ -125,7 +125,7 @@ def check_spread(lab: Lab, report: Report) -> None:
         arrived = spread(lab.network.branch, lab.network.cloud, address, FLOWS)
         after = lab.network.cloud.packets()
         share = {channel: after[node][0] - before[node][0] for node, channel in wires.items()}
-        detail = ", ".join(f"{channel} {count}" for channel, count in share.items()) + f"; {arrived} of {FLOWS} arrived"
+        detail = ", ".join(f"{channel} {count}" for channel, count in share.items()) + f"; {arrived} of {FLOWS} came back"
         fair = FAIR_SHARE * FLOWS / len(wires)
         report.check(
             f"{afi} traffic on all {len(wires)} channels", arrived == FLOWS and min(share.values()) >= fair, detail
