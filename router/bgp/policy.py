@@ -130,12 +130,36 @@ class SessionImport:
         return link_local if link_local is not None and len(tuple(nexthops)) == 1 else None
 
 
+class _Cover:
+    """A set of prefixes that answers quickly whether one of them contains a given one."""
+
+    def __init__(self, prefixes: Iterable[Prefix]) -> None:
+        # Octets of an address -> length -> network bits, for one set look-up a length in use.
+        self._networks: dict[int, dict[int, set[int]]] = {4: {}, 16: {}}
+        for prefix in prefixes:
+            size = len(prefix.address)
+            network = int.from_bytes(prefix.address) >> (size * 8 - prefix.length)
+            self._networks[size].setdefault(prefix.length, set()).add(network)
+
+    def contains(self, prefix: Prefix) -> bool:
+        size = len(prefix.address)
+        bits = size * 8
+        value = int.from_bytes(prefix.address)
+        return any(
+            length <= prefix.length and (value >> (bits - length)) in networks
+            for length, networks in self._networks[size].items()
+        )
+
+
 class ConnectionImport:
     """The import policy of one connection: verdicts on prefixes, remembered."""
 
     def __init__(self, config: EffectiveConfig, connection: Connection) -> None:
         self._connection = connection
-        self._local = local_prefixes(config, connection)
+        self._martians = _Cover(_MARTIANS)
+        self._own = _Cover(connection.advertise)
+        self._local = _Cover(local_prefixes(config, connection))
+        self._bogons = _Cover(connection.bgp.bogons)
         self._verdicts: dict[Prefix, Reason | None] = {}
 
     def judge_prefix(self, prefix: Prefix) -> Reason | None:
@@ -153,16 +177,15 @@ class ConnectionImport:
         if prefix.length == 0:
             named = any(f.prefix.length == 0 and f.ge == 0 and f.matches(prefix) for f in connection.accept)
             return None if named else Reason.DEFAULT_ROUTE
-        if any(martian.contains(prefix) for martian in _MARTIANS):
+        if self._martians.contains(prefix):
             return Reason.MARTIAN
-        for own in connection.advertise:
-            if own.contains(prefix):
-                return Reason.OWN_PREFIX
-        for local in self._local:
-            # A less specific route than a local network diverts nothing.
-            if local.contains(prefix):
-                return Reason.LOCAL_OVERLAP
-        if any(bogon.contains(prefix) for bogon in connection.bgp.bogons):
+        if self._own.contains(prefix):
+            return Reason.OWN_PREFIX
+        # Only more specific routes: a less specific one than a local network diverts nothing,
+        # and clouds announce summaries such as 10.0.0.0/8.
+        if self._local.contains(prefix):
+            return Reason.LOCAL_OVERLAP
+        if self._bogons.contains(prefix):
             return Reason.BOGON
         if not any(entry.matches(prefix) for entry in connection.accept):
             return Reason.NOT_ACCEPTED

@@ -52,7 +52,7 @@ from router.bgp.policy import ConnectionImport, Reason, SessionImport, warn_leve
 from router.config.effective import Connection, EffectiveConfig, Session
 from router.model import Nexthop, Prefix, pack_address
 
-LINK_LOST_S: Final = 10.0
+LINK_LOST_S: Final = 3.0
 """A shim that dies is back within a second; after this its ExaBGP is taken for dead."""
 REFRESH_QUIET_S: Final = 10.0
 """A refresh without BoRR and EoRR is over when this long nothing came."""

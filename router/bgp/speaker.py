@@ -150,7 +150,9 @@ class _Link:
         try:
             self.writer.write(json.dumps({"id": number, "command": text}).encode() + b"\n")
             await self.writer.drain()
-            reply = await asyncio.wait_for(future, COMMAND_TIMEOUT_S)
+            # Not wait_for, which swallows a cancellation that meets a result (Python 3.11).
+            async with asyncio.timeout(COMMAND_TIMEOUT_S):
+                reply = await future
         finally:
             self._pending.pop(number, None)
         if not reply.ok:
@@ -297,7 +299,8 @@ class Speaker:
                 wait = min(1.0, max(0.01, due - now)) if due is not None else 1.0
                 self._rearm.clear()
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(self._rearm.wait(), wait)
+                    async with asyncio.timeout(wait):
+                        await self._rearm.wait()
         finally:
             for server in self._servers.values():
                 server.close()
