@@ -60,7 +60,7 @@ _UNUSABLE: Final = tuple(
         ("224.0.0.0/4", "multicast"),
         ("240.0.0.0/4", "reserved"),
         ("::/127", "loopback or nothing"),
-        ("::ffff:0:0/96", "IPv4 in IPv6 clothes"),
+        ("::ffff:0:0/96", "an IPv4 address mapped into IPv6"),
         ("fe80::/10", "link-local"),
         ("ff00::/8", "multicast"),
     )

@@ -7,8 +7,8 @@ left out here and reported by `checks`, so that one mistake does not hide the ot
 from __future__ import annotations
 
 import os.path
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Final, Generic, TypeVar
 
 from router.config.effective import (
@@ -32,6 +32,7 @@ from router.config.effective import (
     Vrf,
 )
 from router.config.findings import Origin
+from router.config.leaves import dotted, leaves
 from router.config.profiles import PROFILES, Profile
 from router.config.schema import (
     ChannelSpec,
@@ -57,7 +58,6 @@ from router.model import (
     VLAN_OVERHEAD,
     Afi,
     ChannelId,
-    Sci,
     show_address,
 )
 
@@ -120,49 +120,6 @@ class Draft:
 def resolve(document: Document, source: Source, directory: str) -> Draft:
     """Fill in everything. `directory` is what secret files are relative to."""
     return _Resolver(document, source, directory).draft()
-
-
-def leaves(effective: EffectiveConfig) -> Iterator[tuple[tuple[str, ...], object]]:
-    """List every value under its path, list elements by what they are called."""
-    for name in ("router", "interconnects", "channels", "vrfs", "connections"):
-        yield from _leaves((name,), getattr(effective, name))
-
-
-def dotted(path: Sequence[str]) -> str:
-    """Return the path as origins are keyed by it."""
-    return ".".join(path)
-
-
-_SCALARS: Final = (SecretRef, Sci)
-"""Dataclasses that are one value to a reader."""
-
-
-def _leaves(path: tuple[str, ...], value: Any) -> Iterator[tuple[tuple[str, ...], object]]:
-    if isinstance(value, tuple) and value and _called(value[0]) is not None:
-        for element in value:
-            yield from _leaves((*path, str(_called(element))), element)
-    elif is_dataclass(value) and not isinstance(value, _SCALARS):
-        for field in fields(value):
-            yield from _leaves((*path, field.name), getattr(value, field.name))
-    else:
-        yield path, value
-
-
-def _called(value: object) -> str | None:
-    """Return what an element of a list is called in a dotted path; None for plain values."""
-    match value:
-        case Channel():
-            return value.id
-        case Feature():
-            return value.channel
-        case AddressPair() | Session():
-            return str(value.afi)
-        case LanPort():
-            return value.port
-        case Interconnect() | Connection() | Vrf():
-            return value.name
-        case _:
-            return None
 
 
 class _Resolver:

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from router.config.effective import PrefixFilter, SecretRef
-from router.config.load import Loaded
-from router.config.resolve import dotted, leaves
+from router.config.leaves import dotted, leaves
 from router.model import CipherSuite, Prefix, Sci
+
+if TYPE_CHECKING:
+    from router.config.load import Loaded
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
 from router.config.findings import ConfigErrors, Severity
+from router.config.leaves import dotted, leaves
 from router.config.load import load, load_text
-from router.config.resolve import dotted, leaves
 from router.config.source import FILE_SIZE_MAX
 from router.model import CipherSuite, Prefix
 
