@@ -88,17 +88,18 @@ static void flush(struct secy *secy, uint8_t *arena, struct run *run)
             end(secy, arena, p, drop ? VERDICT_IN_NOT_VALID : VERDICT_IN_INVALID);
             continue;
         }
-        *(p->changed ? &decrypted : &validated) += p->data_len;
         if (!replay_commit(&sa->replay, p->pn)) {
             if (secy->config.replay_protect) {
                 end(secy, arena, p, VERDICT_IN_LATE);
                 continue;
             }
             if (p->pn < replay_lowest(&sa->replay)) {
+                *(p->changed ? &decrypted : &validated) += p->data_len;
                 end(secy, arena, p, VERDICT_IN_DELAYED);
                 continue;
             }
         }
+        *(p->changed ? &decrypted : &validated) += p->data_len;
         p->frame->verdict = VERDICT_IN_OK;
         decapsulate(secy, arena, p);
         ok++;
