@@ -17,6 +17,8 @@ Beyond the figure, because a SecY may refuse:
 * RECEIVE waits for answers and goes to ABANDON on a refusal, with the old key still in use.
 * TRANSMIT repeats a refused EnableTransmit, which never resets a PN, and gives up into ABANDON
   after three times; the old SA is made the encoding one again.
+* READY ends in ABANDON after 12 s. A key server that is alive and has not transmitted under the key by
+  then has abandoned it; without this, a delayed Distributed SAK leaves a second key forever.
 * Deletions and the port's state are repeated until the SecY accepts them.
 """
 
@@ -52,6 +54,8 @@ from router.model import CipherSuite, Sci
 MKA_LIFE_TIME_S: Final = 6.0
 SAK_RETIRE_TIME_S: Final = 3.0
 # Of ours.
+READY_TIME_S: Final = 12.0
+"""Longest wait for the key server to transmit: it waits for us 6 s at most, then says so every 2 s."""
 ENABLE_RETRY_S: Final = 0.5
 ENABLE_TRIES_MAX: Final = 3
 TRANSITIONS_MAX: Final = 64
@@ -164,6 +168,10 @@ def _transmit_when_over(cp: Cp, now: float) -> bool:
     return cp.transmit_when is not None and now >= cp.transmit_when
 
 
+def _ready_when_over(cp: Cp, now: float) -> bool:
+    return cp.ready_when is not None and now >= cp.ready_when
+
+
 def _retire_when_over(cp: Cp, now: float) -> bool:
     return cp.retire_when is not None and now >= cp.retire_when
 
@@ -217,6 +225,7 @@ TABLE: Final[dict[CpState, tuple[tuple[Guard, CpState], ...]]] = {
         (_new_sak, _S.ABANDON),
         (_server_transmitting, _S.TRANSMIT),
         (_port_not_open, _S.TRANSMIT),
+        (_ready_when_over, _S.ABANDON),
     ),
     _S.TRANSMIT: (
         (_changed_connect, _S.RETIRE),
@@ -256,6 +265,7 @@ class Cp:
         self.using_transmit_sa = False
         self.enable_refusals = 0
         self.transmit_when: float | None = None
+        self.ready_when: float | None = None
         self.retire_when: float | None = None
         self.enable_retry_at: float | None = None
         self._enabling: int | None = None
@@ -301,7 +311,7 @@ class Cp:
 
     def next_timer(self) -> float | None:
         """The earliest of the machine's deadlines."""
-        times = (self.transmit_when, self.retire_when, self.enable_retry_at, self._repeat_at)
+        times = (self.transmit_when, self.ready_when, self.retire_when, self.enable_retry_at, self._repeat_at)
         return min((time for time in times if time is not None), default=None)
 
     def succeeded(self, operation: int) -> None:
@@ -422,15 +432,16 @@ class Cp:
         self.transmit_when = now + MKA_LIFE_TIME_S
         self.new_info = True
 
-    def _enter_ready(self, _now: float) -> None:
+    def _enter_ready(self, now: float) -> None:
         self.transmit_when = None
+        self.ready_when = now + READY_TIME_S
         self.new_info = True
 
     def _enter_transmit(self, _now: float) -> None:
         assert self.latest is not None
         if not self.latest.transmit_tried:
             self.enable_refusals = 0
-        self.transmit_when = self.enable_retry_at = None
+        self.transmit_when = self.ready_when = self.enable_retry_at = None
         self.using_transmit_sa = False
         self.latest.transmit_tried = True
         self._enabling = self.next_id()
@@ -464,7 +475,7 @@ class Cp:
     def _enter_abandon(self, _now: float) -> None:
         slot = self.latest
         assert slot is not None
-        self.transmit_when = self.enable_retry_at = None
+        self.transmit_when = self.ready_when = self.enable_retry_at = None
         self._enabling = None
         reason = slot.refused
         if slot.transmit_tried:

@@ -880,8 +880,8 @@ class Kay:
             self._missing_sas = 0
             self._outputs.append(fact("secy.sa_missing", an=slot.key.an, ki=str(slot.key.ki)))
             self._made = self._made_ki = None
-            for participant in self._participants.values():
-                self._ask_anew(participant, "the SecY has lost the SAs in use", now)
+            if self._principal is not None:
+                self._ask_anew(self._principal, "the SecY has lost the SAs in use", now)
 
     def _check_counters(self, counters: SecyCounters) -> None:
         """Count observations with invalid frames and not one good."""

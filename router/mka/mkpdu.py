@@ -73,6 +73,7 @@ class DropReason(Enum):
     OWN_FRAME = "own_frame"
     MI_COLLISION = "mi_collision"
     MN_NOT_RISING = "mn_not_rising"
+    MI_REPLACED = "mi_replaced"
     PEER_TABLE_FULL = "peer_table_full"
     # A Distributed SAK that is not taken (9.8).
     SAK_NOT_FROM_SERVER = "sak_not_from_server"

@@ -32,7 +32,6 @@ from router.model import CipherSuite, Sci
 
 # Of the standard (table 9-3, 9.5).
 PRIORITY_NEVER: Final = 255
-MN_MAX: Final = 0xFFFFFFFF
 # Of ours.
 PEERS_MAX: Final = 64
 """Members of a CA that we keep track of, ourselves not counted."""
@@ -115,8 +114,9 @@ class Participant:
         self.heard_at: float | None = None
         """When the last authentic MKPDU came."""
         self._sent: deque[tuple[int, float]] = deque()
-        self._gone: OrderedDict[bytes, int] = OrderedDict()
-        """Last MN of MIs that left, so that no old MKPDU of theirs brings them back."""
+        self._gone: OrderedDict[bytes, tuple[int, float]] = OrderedDict()
+        """Last MN of MIs that left, and until when they may not return at all: MKPDUs still under way
+        must not bring back what they replaced."""
         self.take_new_mi("start")
 
     # ------------------------------------------------------------------ ourselves
@@ -203,9 +203,11 @@ class Participant:
             self.take_new_mi(f"{basic.sci} has the same one")
             raise MkpduError(DropReason.MI_COLLISION, f"{basic.sci} has our MI")
         peer = self.peers.get(basic.mi)
-        last = peer.mn if peer is not None else self._gone.get(basic.mi, 0)
+        last, barred_until = (peer.mn, 0.0) if peer is not None else self._gone.get(basic.mi, (0, 0.0))
         if basic.mn <= last:
             raise MkpduError(DropReason.MN_NOT_RISING, f"MN {basic.mn} after {last} from {basic.sci}")
+        if now < barred_until:
+            raise MkpduError(DropReason.MI_REPLACED, f"{basic.sci} has a newer MI")
         if peer is None and len(self.peers) >= PEERS_MAX:
             raise MkpduError(DropReason.PEER_TABLE_FULL, f"{basic.sci} would be peer {PEERS_MAX + 1}")
         self.heard_at = now
@@ -246,14 +248,14 @@ class Participant:
         """A potential peer becomes live; the same station's former MI, if any, is gone by that."""
         peer.live, peer.since = True, now
         for other in [o for o in self.peers.values() if o.sci == peer.sci and o is not peer]:
-            self._leave(other, MN_MAX)
+            self._leave(other, now + MKA_LIFE_TIME_S)
             self._peer_fact("peer.replaced", other)
         self.new_info = True
         self._peer_fact("peer.live", peer)
 
-    def _leave(self, peer: Peer, mn: int) -> None:
+    def _leave(self, peer: Peer, barred_until: float) -> None:
         del self.peers[peer.mi]
-        self._gone[peer.mi] = mn
+        self._gone[peer.mi] = peer.mn, barred_until
         self._gone.move_to_end(peer.mi)
         while len(self._gone) > GONE_MAX:
             self._gone.popitem(last=False)
@@ -261,7 +263,7 @@ class Participant:
     def expire(self, now: float) -> None:
         """Forget peers not heard of within the MKA Life Time."""
         for peer in [p for p in self.peers.values() if now >= p.expires_at]:
-            self._leave(peer, peer.mn)
+            self._leave(peer, now)
             self.new_info = True
             self._peer_fact("peer.lost", peer)
         self.elect()

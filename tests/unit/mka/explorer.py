@@ -76,6 +76,7 @@ class Episode:
         self.tell(
             f"{len(self.world.nodes)} stations {policy} {[n.config.priority for n in self.world.nodes]}"
         )
+        self.observe_all()
         self.peace("start")
         for _ in range(self.storms):
             self.storm()
