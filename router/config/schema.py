@@ -43,6 +43,9 @@ BANDWIDTHS_MBPS: Final = {
 }
 """The tiers that providers sell."""
 
+TEXT_MAX: Final = 128
+"""Characters of a value that we take apart: the longest prefix filter has 60."""
+
 _NAME: Final = r"^[a-z][a-z0-9-]{0,31}$"
 _DEVICE: Final = r"^[A-Za-z0-9][A-Za-z0-9_.@-]*$"
 _SITE: Final = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,31}$"
@@ -178,6 +181,8 @@ def _from_text(parse: Callable[[str], T]) -> PlainValidator:
 
     def validate(value: object) -> T:
         if isinstance(value, str):
+            if len(value) > TEXT_MAX:
+                raise ValueError(f"too long{shown(value)} - at most {TEXT_MAX} characters")
             return parse(value)
         if parse is parse_bandwidth and isinstance(value, int) and not isinstance(value, bool):
             raise ValueError(f"no unit ({value}) - write {value}G or {value}M")

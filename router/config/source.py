@@ -35,6 +35,9 @@ FILE_SIZE_MAX: Final = 256 * 1024
 DEPTH_MAX: Final = 20
 """Nesting of lists and mappings; the dialect needs 9."""
 
+SHOWN_MAX: Final = 64
+"""Characters of a key, a name or a sign that a message repeats."""
+
 Path = tuple[str | int, ...]
 """Keys and list positions from the top of the file to a value."""
 
@@ -93,7 +96,7 @@ class Source:
         for step in path:
             node = _child(node, step) if node is not None else None
             name = _name(node) if isinstance(step, int) else None
-            steps.append(name if name is not None else str(step))
+            steps.append(_printable(name if name is not None else str(step)))
         return ".".join(steps)
 
     def finding(self, path: Sequence[str | int], message: str) -> Finding:
@@ -152,6 +155,12 @@ def _name(node: Node | None) -> str | None:
     return None
 
 
+def _printable(text: str) -> str:
+    """Return a key or name as it may stand in a line of output."""
+    escaped = text if text.isprintable() else repr(text)[1:-1]
+    return escaped if len(escaped) <= SHOWN_MAX else f"{escaped[:SHOWN_MAX]}..."
+
+
 class _Refused(Exception):  # noqa: N818 - leaves the parser, never the module
     """The text has no tree at all."""
 
@@ -163,7 +172,7 @@ class _Refused(Exception):  # noqa: N818 - leaves the parser, never the module
 def decode(octets: bytes, file: str) -> tuple[str, tuple[Finding, ...]]:
     """Return the text of a file, or the reason why it has none."""
     if len(octets) > FILE_SIZE_MAX:
-        message = f"too large ({len(octets)} octets) - a configuration has at most {FILE_SIZE_MAX}"
+        message = f"larger than {FILE_SIZE_MAX} octets - this is no configuration of ours"
         return "", (Finding(file, 0, 0, "", message),)
     try:
         return octets.decode("utf-8-sig"), ()
@@ -179,19 +188,30 @@ def parse(text: str, file: str) -> tuple[Source | None, tuple[Finding, ...]]:
     tabs = tuple(_tabs(text, file))
     if tabs:
         return None, tabs
-    builder = _Builder(file)
+    builder = _Builder()
     try:
         root = builder.build(text)
     except _Refused as refused:
-        refusal = Finding(file, refused.line, refused.column, "", refused.message)
-        return None, (*builder.findings, refusal)
+        # Without a tree there are no names for the places of what was noticed before.
+        known = tuple(
+            Finding(file, *remark.at, _join(remark.path), remark.message) for remark in builder.remarks
+        )
+        return None, (*known, Finding(file, refused.line, refused.column, "", refused.message))
     if root is None or root.value is None:
         return None, (Finding(file, 1, 1, "", "the file is empty - see `lastmile schema`"),)
+    source = Source(file, root)
+    findings = tuple(
+        Finding(file, *remark.at, source.show(remark.path), remark.message) for remark in builder.remarks
+    )
     if not isinstance(root.value, dict):
         kind = "a list" if isinstance(root.value, list) else "a single value"
         message = f"{kind} at the top - start with `router:`, `interconnects:`, `connections:`"
-        return None, (*builder.findings, Finding(file, root.line, root.column, "", message))
-    return Source(file, root), tuple(builder.findings)
+        return None, (*findings, Finding(file, root.line, root.column, "", message))
+    return source, findings
+
+
+def _join(path: Path) -> str:
+    return ".".join(_printable(str(step)) for step in path)
 
 
 def _tabs(text: str, file: str) -> Iterator[Finding]:
@@ -202,12 +222,20 @@ def _tabs(text: str, file: str) -> Iterator[Finding]:
             )
 
 
+@dataclass(frozen=True, slots=True)
+class _Remark:
+    """An error that does not end the reading."""
+
+    at: tuple[int, int]
+    path: Path
+    message: str
+
+
 class _Builder:
     """Turns parser events into nodes."""
 
-    def __init__(self, file: str) -> None:
-        self.findings: list[Finding] = []
-        self._file = file
+    def __init__(self) -> None:
+        self.remarks: list[_Remark] = []
         self._events: Iterator[Event] = iter(())
         self._line = 1
         """Where the last event ended: what the parser does not locate is near."""
@@ -237,16 +265,20 @@ class _Builder:
             self._line = event.end_mark.line + 1
             yield event
 
-    def _node(self, event: Event, path: tuple[str, ...], key: Event | None) -> Node:
+    def _node(self, event: Event, path: Path, key: Event | None) -> Node:
         line, column = _at(event)
         if key is not None and _at(key)[0] != line:
             line, column = _at(key)
         anchor, tag = getattr(event, "anchor", None), getattr(event, "tag", None)
         if anchor is not None:
             sign = "*" if isinstance(event, AliasEvent) else "&"
-            self._report(event, path, f"anchors and aliases ({sign}{anchor}) are not read - write it out")
+            self._report(
+                event,
+                path,
+                f"anchors and aliases ({sign}{_printable(str(anchor))}) are not read - write it out",
+            )
         elif tag is not None:
-            self._report(event, path, f"tags ({tag}) are not read - remove it")
+            self._report(event, path, f"tags ({_printable(str(tag))}) are not read - remove it")
         if len(path) > DEPTH_MAX:
             raise _Refused(line, column, f"nested more than {DEPTH_MAX} deep")
         if isinstance(event, MappingStartEvent):
@@ -257,7 +289,7 @@ class _Builder:
             return Node(line, column, _scalar(event))
         return Node(line, column, None)
 
-    def _mapping(self, path: tuple[str, ...]) -> dict[str, Node]:
+    def _mapping(self, path: Path) -> dict[str, Node]:
         entries: dict[str, Node] = {}
         lines: dict[str, int] = {}
         while not isinstance(key := next(self._events), MappingEndEvent):
@@ -274,15 +306,14 @@ class _Builder:
                 entries[name], lines[name] = node, _at(key)[0]
         return entries
 
-    def _sequence(self, path: tuple[str, ...]) -> list[Node]:
+    def _sequence(self, path: Path) -> list[Node]:
         nodes: list[Node] = []
         while not isinstance(event := next(self._events), SequenceEndEvent):
-            nodes.append(self._node(event, (*path, str(len(nodes))), None))
+            nodes.append(self._node(event, (*path, len(nodes)), None))
         return nodes
 
-    def _report(self, event: Event, path: tuple[str, ...], message: str) -> None:
-        line, column = _at(event)
-        self.findings.append(Finding(self._file, line, column, ".".join(path), message))
+    def _report(self, event: Event, path: Path, message: str) -> None:
+        self.remarks.append(_Remark(_at(event), path, message))
 
 
 def _at(event: Event) -> tuple[int, int]:
@@ -301,7 +332,7 @@ def _scalar(event: ScalarEvent) -> str | int | bool | None:
 def _refusal(error: MarkedYAMLError) -> _Refused:
     mark = error.problem_mark or error.context_mark
     line, column = (mark.line + 1, mark.column + 1) if mark is not None else (1, 1)
-    problem = " ".join(str(error.problem or error.context or "not YAML").split())
+    problem = _printable(" ".join(str(error.problem or error.context or "not YAML").split()))
     if "'\\t'" in problem:
         problem = "a tab - YAML is indented and spaced with spaces"
     return _Refused(line, column, problem)
