@@ -34,7 +34,7 @@
 
 #define GCM_IV_LEN 12
 #define GCM_TAG_LEN 16
-#define GCM_KEY_STATE 5312 /* octets of backend state in a key; each backend asserts that it fits */
+#define GCM_KEY_STATE 5376 /* octets of backend state in a key; each backend asserts that it fits */
 
 enum gcm_error {
     GCM_OK = 0,

@@ -79,7 +79,8 @@ static void ipsec_mb_seal(const struct gcm_key *gcm, struct gcm_op *ops, size_t 
     aes_gcm_enc_dec_t seal = library.seal[gcm->key_len == 32];
     struct gcm_context_data context;
 
-    for (struct gcm_op *op = ops; op < ops + n; op++) {
+    for (size_t i = 0; i < n; i++) {
+        struct gcm_op *op = &ops[i];
         seal(&state->key, &context, op->data, op->data, op->data_len, op->iv, op->aad, op->aad_len,
              op->tag, GCM_TAG_LEN);
         op->ok = 1;
@@ -104,7 +105,8 @@ static void ipsec_mb_open(const struct gcm_key *gcm, struct gcm_op *ops, size_t 
     struct gcm_context_data context;
     uint8_t tag[GCM_TAG_LEN];
 
-    for (struct gcm_op *op = ops; op < ops + n; op++) {
+    for (size_t i = 0; i < n; i++) {
+        struct gcm_op *op = &ops[i];
         open(&state->key, &context, op->data, op->data, op->data_len, op->iv, op->aad, op->aad_len,
              tag, GCM_TAG_LEN);
         op->ok = 1;

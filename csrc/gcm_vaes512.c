@@ -4,13 +4,14 @@
  * by Karatsuba, 3 VPCLMULQDQ; everything else (counters, byte swaps, folds) has to hide behind
  * those. Two kernels do the work:
  *
- *   quad   four frames of up to QUAD_UNITS units in step, one unit of each a turn. Each has its
- *          own GHASH sums, so nothing waits for anything; sums are kept unreduced over the whole
- *          frame (that needs as many powers of H as it has blocks), and the four frames share
- *          what is done once a frame: E(J0) is one zmm for four, so are the fold, the reduction,
- *          the length block and the tags. This is what makes small frames fast.
- *   solo   one frame of any length with any AAD: eight units a turn, AES of this turn between
- *          the multiplications of the last. For jumbo frames, and for what is left over.
+ *   stream  quads of frames: four frames in step, one or two units of each a step. Each frame has
+ *           its own GHASH sums, so nothing waits for anything, and the four share what is done
+ *           once a frame: E(J0) is one zmm for four, so are the reduction, the length block and
+ *           the tags. When sealing, the hash runs one step behind the cipher, also from one quad
+ *           to the next; so frames of 64 octets fill the pipes, too.
+ *   solo    one frame, eight units a turn. For what is left over from the quads.
+ *
+ * In both, the multiplications stand between the AES rounds: they use different pipes of the core.
  *
  * GHASH in the usual reflected form: blocks are byte-swapped, the powers of H are kept multiplied
  * by x (one bit to the left) so that the product of two reflected polynomials needs no shift.
@@ -19,7 +20,10 @@
  * Powers lie in memory from the highest to H^1, so four blocks that follow each other meet the
  * right powers with one load of 64 octets at any block offset. A last, partial unit is loaded
  * under a byte mask: the octets that are not there read as zero, so do blocks, and zero times
- * any power is zero. Hence no case for odd lengths: the mask comes from the length. */
+ * any power is zero. Hence no case for odd lengths: the mask comes from the length.
+ *
+ * Powers are limited, so a long frame is hashed in chunks: the sums of a chunk are reduced to a
+ * digest, which meets the highest power of the next chunk. */
 #include "gcm_backend.h"
 
 #if defined(__x86_64__)
@@ -38,19 +42,30 @@
 #endif
 #include <immintrin.h>
 
+/* Compilers like to gather the instructions of one kind. What stands interleaved here is meant to
+ * stay so: this is a barrier that costs nothing. */
+#define KEEP_ORDER4(s)                                                                             \
+    __asm__ volatile("" : "+v"((s)[0]), "+v"((s)[1]), "+v"((s)[2]), "+v"((s)[3]))
+#define KEEP_ORDER8(s)                                                                             \
+    __asm__ volatile("" : "+v"((s)[0]), "+v"((s)[1]), "+v"((s)[2]), "+v"((s)[3]), "+v"((s)[4]),    \
+                     "+v"((s)[5]), "+v"((s)[6]), "+v"((s)[7]))
+
 #define INLINE static inline __attribute__((always_inline))
 
 enum {
-    UNIT = 64,          /* octets */
-    FRAMES = 4,         /* a quad has */
-    QUAD_UNITS = 31,    /* the longest frame of a quad: 124 blocks + 2 of AAD + 1 of lengths */
-    QUAD_AAD = 32,      /* the longest AAD of a quad, octets */
-    POWERS = 128,       /* H^128 .. H^1 */
-    POWERS_PAD = 4,     /* read beside H^1, met only by zero blocks */
-    TURN = 8,           /* units in a turn of solo */
-    REST = 2 * 16,      /* more octets than this are left over from the turns: see solo */
-    AAD_CHUNK = 24,     /* units of AAD between two reductions */
-    LEFTOVER_UNITS = 8, /* up to this length an incomplete quad beats solo */
+    UNIT = 64,           /* octets */
+    FRAMES = 4,          /* a quad has */
+    STEP_MAX = 2,        /* units of each frame in a step */
+    CHUNK = 24,          /* units between two reductions of a long frame */
+    LAST_CHUNK = 31,     /* units: 124 blocks + 2 of AAD + 1 of lengths */
+    CHUNKS_MAX = 6,      /* chunks of the longest frame that goes into a quad */
+    SHORT_AAD = 32,      /* octets: this much is hashed with the data, more beforehand */
+    POWERS = 128,        /* H^128 .. H^1 */
+    POWERS_PAD = 8,      /* read beside H^1, met only by zero blocks */
+    TURN = 8,            /* units in a turn of solo */
+    TURN_OCTETS = TURN * UNIT,
+    REST = 2 * 16,       /* more octets than this are left over from the turns: see solo_turn */
+    LEFTOVER_UNITS = 8,  /* up to this length an incomplete quad beats solo */
 };
 
 struct vaes512_key {
@@ -61,8 +76,8 @@ struct vaes512_key {
 };
 
 _Static_assert(sizeof(struct vaes512_key) <= GCM_KEY_STATE, "the state must fit into a key");
-_Static_assert(4 * QUAD_UNITS + QUAD_AAD / 16 + 1 <= POWERS, "a quad needs a power per block");
-_Static_assert(4 * AAD_CHUNK <= POWERS && 4 * (TURN + 1) + 1 <= POWERS, "solo needs its powers");
+_Static_assert(4 * LAST_CHUNK + SHORT_AAD / 16 + 1 <= POWERS, "a chunk needs a power per block");
+_Static_assert(4 * (TURN + 1) + 1 <= POWERS, "solo needs its powers");
 
 /* ---- small things on four blocks ---- */
 
@@ -93,6 +108,28 @@ INLINE __m512i counters(uint32_t n)
         _mm_set_epi8(12, 13, 14, 15, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1));
     __m512i n4 = _mm512_maskz_set1_epi32(0x8888, (int)n);
     return _mm512_shuffle_epi8(_mm512_add_epi32(n4, steps), swap_last);
+}
+
+/* The low five bits of the 32 counters of a turn that begins with 2 modulo 32. */
+#define COUNTERS4(n)                                                                               \
+    {                                                                                              \
+        0, BE5(n), 0, BE5(n + 1), 0, BE5(n + 2), 0, BE5(n + 3)                                     \
+    }
+#define BE5(n) ((n) % 32ULL << 56)
+static const union {
+    uint64_t word[TURN][8];
+    __m512i vector[TURN];
+} turn_counter_table = {{COUNTERS4(2), COUNTERS4(6), COUNTERS4(10), COUNTERS4(14), COUNTERS4(18),
+                         COUNTERS4(22), COUNTERS4(26), COUNTERS4(30)}};
+#define turn_counters turn_counter_table.vector
+
+/* The other bits: `a` for lanes 0 and 1, `b` for lanes 2 and 3. */
+INLINE __m512i counter_base(uint32_t a, uint32_t b)
+{
+    a = __builtin_bswap32(a & ~31u);
+    b = __builtin_bswap32(b & ~31u);
+    __m512i base = _mm512_maskz_set1_epi32(0x0088, (int)a);
+    return _mm512_mask_set1_epi32(base, 0x8800, (int)b);
 }
 
 /* octets left -> mask of the octets of a unit that are there; left may be below 0 or above 64 */
@@ -157,12 +194,12 @@ INLINE __m512i add_lanes(__m512i x)
 }
 
 /* H^e, H^(e-1), H^(e-2), H^(e-3) */
-INLINE __m512i powers(const struct vaes512_key *key, uint32_t e)
+INLINE __m512i powers(const struct vaes512_key *key, int32_t e)
 {
     return _mm512_loadu_si512(&key->h[POWERS - e]);
 }
 
-INLINE __m512i powers_folded(const struct vaes512_key *key, uint32_t e)
+INLINE __m512i powers_folded(const struct vaes512_key *key, int32_t e)
 {
     return _mm512_loadu_si512(&key->k[POWERS - e]);
 }
@@ -174,8 +211,6 @@ INLINE __m128i length_block(const struct gcm_op *op)
                           (long long)((uint64_t)op->data_len * 8));
 }
 
-/* ---- quad: four frames in step ---- */
-
 INLINE void aes_units(const struct vaes512_key *key, __m512i *s, int count, int rounds)
 {
     for (int r = 1; r < rounds; r++) {
@@ -185,18 +220,58 @@ INLINE void aes_units(const struct vaes512_key *key, __m512i *s, int count, int 
     UNROLL for (int i = 0; i < count; i++) s[i] = _mm512_aesenclast_epi128(s[i], key->rk[rounds]);
 }
 
-/* The sums of two frames (their AAD) share a zmm: lanes 0 and 1 are one frame's, 2 and 3 the
- * other's. Brings four frames' lanes to that form: */
-INLINE __m512i pair_lanes(__m512i a, __m512i b)
+/* One AAD of any length into a digest (lane 0; the other lanes zero). */
+INLINE __m512i hash_aad(const struct vaes512_key *key, const uint8_t *aad, uint32_t len)
 {
-    return _mm512_xor_si512(_mm512_shuffle_i64x2(a, b, 0x44), _mm512_shuffle_i64x2(a, b, 0xee));
+    __m512i y = _mm512_setzero_si512();
+
+    while (len > 0) {
+        uint32_t part = len < CHUNK * UNIT ? len : CHUNK * UNIT;
+        int32_t e = (int32_t)blocks(part);
+        struct sums s = no_sums();
+
+        for (uint32_t at = 0; at < part; at += UNIT, e -= 4) {
+            __m512i x = _mm512_maskz_loadu_epi8(unit_mask((int64_t)part - at), aad + at);
+            multiply_add(&s, _mm512_xor_si512(byte_swap(x), y), powers(key, e),
+                         powers_folded(key, e));
+            y = _mm512_setzero_si512();
+        }
+        y = _mm512_maskz_mov_epi64(0x03, add_lanes(reduce(&s)));
+        aad += part;
+        len -= part;
+    }
+    return y;
 }
 
-/* and that form to one lane a frame: */
-INLINE __m512i quad_lanes(__m512i ab, __m512i cd)
+/* ---- stream: quads of frames ---- */
+
+/* Where the hash of a quad stands. */
+struct quad {
+    struct gcm_op *const *op; /* four */
+    uint32_t chunks;          /* to come, with this one */
+    int32_t e[FRAMES];        /* the power that the next unit's first block meets */
+    int32_t chunk_e[FRAMES];  /* and that the first one of the chunk met */
+    uint32_t at;              /* offset of the next unit to be hashed */
+    uint32_t chunk_end;       /* offset of the end of the chunk */
+    int digested;             /* `digest` stands for all that came before this chunk; if not, */
+                              /* that is an AAD of at most SHORT_AAD octets */
+    __m512i digest, j0;       /* a lane a frame */
+};
+
+INLINE uint32_t chunks(uint32_t data_len)
 {
-    return _mm512_xor_si512(_mm512_shuffle_i64x2(ab, cd, 0x88),
-                            _mm512_shuffle_i64x2(ab, cd, 0xdd));
+    uint32_t n = units(data_len);
+    return n <= LAST_CHUNK ? 1 : 1 + (n - LAST_CHUNK + CHUNK - 1) / CHUNK;
+}
+
+INLINE void quad_begin_chunk(struct quad *q)
+{
+    UNROLL for (int f = 0; f < FRAMES; f++)
+    {
+        uint32_t left = q->op[f]->data_len - q->at;
+        q->chunk_e[f] = q->e[f] = q->chunks > 1 ? 4 * CHUNK : (int32_t)blocks(left) + 1;
+    }
+    q->chunk_end = q->at + (q->chunks > 1 ? CHUNK : LAST_CHUNK) * UNIT;
 }
 
 INLINE __m512i four_blocks(__m128i a, __m128i b, __m128i c, __m128i d)
@@ -206,146 +281,103 @@ INLINE __m512i four_blocks(__m128i a, __m128i b, __m128i c, __m128i d)
     return _mm512_inserti64x4(_mm512_castsi256_si512(ab), cd, 1);
 }
 
-/* AAD of up to 32 octets: two blocks */
-INLINE __m256i load_aad(const struct gcm_op *op)
+/* The sums of two frames may share a zmm: lanes 0 and 1 are one frame's, 2 and 3 the other's.
+ * Brings the lanes of two frames to that form: */
+INLINE __m512i pair_lanes(__m512i a, __m512i b)
 {
-    return _mm256_maskz_loadu_epi8((__mmask32)_bzhi_u64(~0ULL, op->aad_len), op->aad);
+    return _mm512_xor_si512(_mm512_shuffle_i64x2(a, b, 0x44), _mm512_shuffle_i64x2(a, b, 0xee));
 }
 
-INLINE __m512i two_aads(const struct gcm_op *a, const struct gcm_op *b)
+/* and two of that form to one lane a frame: */
+INLINE __m512i quad_lanes(__m512i ab, __m512i cd)
 {
-    return byte_swap(
-        _mm512_inserti64x4(_mm512_castsi256_si512(load_aad(a)), load_aad(b), 1));
+    return _mm512_xor_si512(_mm512_shuffle_i64x2(ab, cd, 0x88),
+                            _mm512_shuffle_i64x2(ab, cd, 0xdd));
 }
 
-/* One unit of each of four frames: E(counters), xor, and the ciphertext into the sums. `e[f]` is
- * the power that the unit's first block meets; with `same`, all frames have e[0]. */
-INLINE void quad_unit(const struct vaes512_key *key, struct sums *sums, const __m512i *iv,
-                      uint8_t *const *data, const uint32_t *e, const __mmask64 *mask, __m512i ctr,
-                      int rounds, int open, int same, int whole)
+INLINE struct sums pair_sums(const struct sums *a, const struct sums *b)
 {
-    __m512i s[FRAMES], text[FRAMES];
-
-    UNROLL for (int f = 0; f < FRAMES; f++)
-    {
-        s[f] = _mm512_xor_si512(iv[f], ctr);
-        text[f] = whole ? _mm512_loadu_si512(data[f]) : _mm512_maskz_loadu_epi8(mask[f], data[f]);
-    }
-    aes_units(key, s, FRAMES, rounds);
-    __m512i h = powers(key, e[0]), k = powers_folded(key, e[0]);
-    UNROLL for (int f = 0; f < FRAMES; f++)
-    {
-        __m512i out = _mm512_xor_si512(text[f], s[f]);
-        __m512i cipher = open ? text[f] : out;
-        if (whole) {
-            _mm512_storeu_si512(data[f], out);
-        } else {
-            _mm512_mask_storeu_epi8(data[f], mask[f], out);
-            if (!open)
-                cipher = _mm512_maskz_mov_epi8(mask[f], out);
-        }
-        if (!same && f > 0) {
-            h = powers(key, e[f]);
-            k = powers_folded(key, e[f]);
-        }
-        multiply_add(&sums[f], byte_swap(cipher), h, k);
-    }
+    return (struct sums){pair_lanes(a->lo, b->lo), pair_lanes(a->mid, b->mid),
+                         pair_lanes(a->hi, b->hi)};
 }
 
-/* Four frames of at most QUAD_UNITS units and QUAD_AAD octets of AAD. With `same`, all four have
- * the lengths of the first. */
-INLINE void quad(const struct vaes512_key *key, struct gcm_op *const *op, int rounds, int open,
-                 int same)
+/* AADs of two frames, two blocks each, into the shared sums of these frames. An AAD stands before
+ * the data, so it meets the powers above the data's. */
+INLINE void add_short_aads(const struct vaes512_key *key, struct sums *pair, const struct quad *q,
+                           int a, int b, int same)
 {
-    struct sums sums[FRAMES], all;
-    __m512i iv[FRAMES], j0, ctr;
-    uint8_t *data[FRAMES];
-    uint32_t e[FRAMES], whole = QUAD_UNITS, most = 0;
-    __mmask64 mask[FRAMES] = {0};
+    const struct gcm_op *op[2] = {q->op[a], q->op[b]};
+    __m256i x[2], h[2], k[2];
 
-    UNROLL for (int f = 0; f < FRAMES; f++)
+    UNROLL for (int i = 0; i < 2; i++)
     {
-        iv[f] = _mm512_xor_si512(iv_blocks(op[f]), key->rk[0]);
-        data[f] = op[f]->data_len ? op[f]->data : op[f]->tag; /* never a NULL to add to */
-        sums[f] = no_sums();
-        e[f] = blocks(op[f]->data_len) + 1;
-        if (!same || f == 0) {
-            uint32_t full = op[f]->data_len / UNIT, any = units(op[f]->data_len);
-            whole = full < whole ? full : whole;
-            most = any > most ? any : most;
-        }
+        const int from = same ? 0 : i;
+        const int at = POWERS - q->chunk_e[same ? 0 : i ? b : a] - (int)blocks(op[from]->aad_len);
+        const __mmask32 mask = (__mmask32)_bzhi_u64(~0ULL, op[from]->aad_len);
+        x[i] = _mm256_maskz_loadu_epi8(mask, op[i]->aad);
+        h[i] = _mm256_loadu_si256((const __m256i *)&key->h[at]);
+        k[i] = _mm256_loadu_si256((const __m256i *)&key->k[at]);
     }
-    /* E(J0): the IVs of four frames, each with counter 1 */
-    j0 = _mm512_mask_mov_epi64(iv[0], 0x0c, iv[1]);
-    j0 = _mm512_mask_mov_epi64(j0, 0x30, iv[2]);
-    j0 = _mm512_mask_mov_epi64(j0, 0xc0, iv[3]);
-    j0 = _mm512_xor_si512(j0, _mm512_maskz_set1_epi32(0x8888, 1 << 24));
-    aes_units(key, &j0, 1, rounds);
+    multiply_add(pair, byte_swap(_mm512_inserti64x4(_mm512_castsi256_si512(x[0]), x[1], 1)),
+                 _mm512_inserti64x4(_mm512_castsi256_si512(h[0]), h[1], 1),
+                 _mm512_inserti64x4(_mm512_castsi256_si512(k[0]), k[1], 1));
+}
 
-    /* The AAD stands before the data, so it meets the powers above the data's. */
-    struct sums ab = no_sums(), cd = no_sums();
-    {
-        __m256i h[FRAMES], k[FRAMES];
-        UNROLL for (int f = 0; f < FRAMES; f++)
-        {
-            const struct gcm_op *o = op[same ? 0 : f];
-            uint32_t at = POWERS - (e[same ? 0 : f] + blocks(o->aad_len));
-            h[f] = _mm256_loadu_si256((const __m256i *)&key->h[at]);
-            k[f] = _mm256_loadu_si256((const __m256i *)&key->k[at]);
-        }
-        multiply_add(&ab, two_aads(op[0], op[1]),
-                     _mm512_inserti64x4(_mm512_castsi256_si512(h[0]), h[1], 1),
-                     _mm512_inserti64x4(_mm512_castsi256_si512(k[0]), k[1], 1));
-        multiply_add(&cd, two_aads(op[2], op[3]),
-                     _mm512_inserti64x4(_mm512_castsi256_si512(h[2]), h[3], 1),
-                     _mm512_inserti64x4(_mm512_castsi256_si512(k[2]), k[3], 1));
-    }
-
-    uint32_t u = 0;
-    for (; u < whole; u++) {
-        ctr = counters(2 + 4 * u);
-        quad_unit(key, sums, iv, data, e, mask, ctr, rounds, open, same, 1);
-        UNROLL for (int f = 0; f < FRAMES; f++)
-        {
-            data[f] += UNIT;
-            e[f] -= 4;
-        }
-    }
-    for (; u < most; u++) {
-        ctr = counters(2 + 4 * u);
-        UNROLL for (int f = 0; f < FRAMES; f++)
-            mask[f] = unit_mask((int64_t)op[f]->data_len - (int64_t)u * UNIT);
-        quad_unit(key, sums, iv, data, e, mask, ctr, rounds, open, same, 0);
-        UNROLL for (int f = 0; f < FRAMES; f++)
-        {
-            data[f] += UNIT;
-            e[f] = e[f] > 4 ? e[f] - 4 : 0;
-        }
-    }
-
-    ab.lo = _mm512_xor_si512(ab.lo, pair_lanes(sums[0].lo, sums[1].lo));
-    ab.mid = _mm512_xor_si512(ab.mid, pair_lanes(sums[0].mid, sums[1].mid));
-    ab.hi = _mm512_xor_si512(ab.hi, pair_lanes(sums[0].hi, sums[1].hi));
-    cd.lo = _mm512_xor_si512(cd.lo, pair_lanes(sums[2].lo, sums[3].lo));
-    cd.mid = _mm512_xor_si512(cd.mid, pair_lanes(sums[2].mid, sums[3].mid));
-    cd.hi = _mm512_xor_si512(cd.hi, pair_lanes(sums[2].hi, sums[3].hi));
-    all.lo = quad_lanes(ab.lo, cd.lo);
-    all.mid = quad_lanes(ab.mid, cd.mid);
-    all.hi = quad_lanes(ab.hi, cd.hi);
-    multiply_add(&all,
+/* The length blocks of four frames times H. */
+INLINE struct sums length_sums(const struct vaes512_key *key, struct gcm_op *const *op)
+{
+    struct sums s = no_sums();
+    multiply_add(&s,
                  four_blocks(length_block(op[0]), length_block(op[1]), length_block(op[2]),
                              length_block(op[3])),
                  _mm512_broadcast_i32x4(key->h[POWERS - 1]),
                  _mm512_broadcast_i32x4(key->k[POWERS - 1]));
-    __m512i tags = _mm512_xor_si512(byte_swap(reduce(&all)), j0);
+    return s;
+}
 
+/* What has been summed up of a chunk, and what came before it, into the digest. */
+INLINE void quad_end_chunk(const struct vaes512_key *key, struct quad *q, struct sums *sums,
+                           const struct sums *lengths, int same)
+{
+    struct sums ab = pair_sums(&sums[0], &sums[1]), cd = pair_sums(&sums[2], &sums[3]), all;
+
+    if (!q->digested) {
+        add_short_aads(key, &ab, q, 0, 1, same);
+        add_short_aads(key, &cd, q, 2, 3, same);
+    }
+    all.lo = quad_lanes(ab.lo, cd.lo);
+    all.mid = quad_lanes(ab.mid, cd.mid);
+    all.hi = quad_lanes(ab.hi, cd.hi);
+    if (q->digested) {
+        const __m128i *h = &key->h[POWERS], *k = &key->k[POWERS];
+        const int32_t *e = q->chunk_e;
+        multiply_add(&all, q->digest, four_blocks(h[-e[0]], h[-e[1]], h[-e[2]], h[-e[3]]),
+                     four_blocks(k[-e[0]], k[-e[1]], k[-e[2]], k[-e[3]]));
+    }
+    if (q->chunks == 1) {
+        all.lo = _mm512_xor_si512(all.lo, lengths->lo);
+        all.mid = _mm512_xor_si512(all.mid, lengths->mid);
+        all.hi = _mm512_xor_si512(all.hi, lengths->hi);
+    }
+    q->digest = reduce(&all);
+    q->digested = 1;
+    q->chunks--;
+    UNROLL for (int f = 0; f < FRAMES; f++) sums[f] = no_sums();
+}
+
+/* The last digest is the tag but for E(J0). */
+INLINE void quad_finish(const struct quad *q, int open)
+{
+    __m512i tags = _mm512_xor_si512(byte_swap(q->digest), q->j0);
+    struct gcm_op *const *op = q->op;
+
+    UNROLL for (int f = 0; f < FRAMES; f++) op[f]->ok = 1;
     if (open) {
         __m512i sent = four_blocks(_mm_loadu_si128((const __m128i *)op[0]->tag),
                                    _mm_loadu_si128((const __m128i *)op[1]->tag),
                                    _mm_loadu_si128((const __m128i *)op[2]->tag),
                                    _mm_loadu_si128((const __m128i *)op[3]->tag));
         uint32_t wrong = _mm512_cmpneq_epi64_mask(tags, sent);
-        UNROLL for (int f = 0; f < FRAMES; f++) op[f]->ok = 1;
         if (__builtin_expect(wrong != 0, 0)) {
             for (int f = 0; f < FRAMES; f++)
                 if (wrong >> 2 * f & 3)
@@ -356,51 +388,225 @@ INLINE void quad(const struct vaes512_key *key, struct gcm_op *const *op, int ro
         _mm_storeu_si128((__m128i *)op[1]->tag, _mm512_extracti32x4_epi32(tags, 1));
         _mm_storeu_si128((__m128i *)op[2]->tag, _mm512_extracti32x4_epi32(tags, 2));
         _mm_storeu_si128((__m128i *)op[3]->tag, _mm512_extracti32x4_epi32(tags, 3));
-        UNROLL for (int f = 0; f < FRAMES; f++) op[f]->ok = 1;
+    }
+}
+
+/* One step: the cipher on units [at, at + width) of the quad `op`, and the hash of as many units
+ * of `q`, each frame into its sums. Only one of the two where the other's `op` is NULL. In the
+ * first step of a quad E(J0) goes along, in `j0`. With `same`, all frames have the lengths of the
+ * first. `width` and all that follow `at` are constants to the compiler. */
+INLINE void step(const struct vaes512_key *key, struct gcm_op *const *op, const __m512i *iv,
+                 __m512i *j0, uint32_t at, struct quad *q, struct sums *sums, int rounds, int width,
+                 int same, int cipher, int hash, int first)
+{
+    __m512i s[FRAMES * STEP_MAX], h[STEP_MAX], k[STEP_MAX];
+    __mmask64 mask[STEP_MAX], hash_mask[STEP_MAX];
+    const int slots = FRAMES * width;
+
+    if (cipher) {
+        UNROLL for (int w = 0; w < width; w++)
+        {
+            __m512i counter = counters(2 + (at / UNIT + (uint32_t)w) * 4);
+            mask[w] = unit_mask((int64_t)op[0]->data_len - at - w * UNIT);
+            UNROLL for (int f = 0; f < FRAMES; f++)
+                s[f * width + w] = _mm512_xor_si512(iv[f], counter);
+        }
+    }
+    if (hash) {
+        UNROLL for (int w = 0; w < width; w++)
+        {
+            hash_mask[w] = unit_mask((int64_t)q->op[0]->data_len - q->at - w * UNIT);
+            if (same) {
+                h[w] = powers(key, q->e[0] - 4 * w);
+                k[w] = powers_folded(key, q->e[0] - 4 * w);
+            }
+        }
+    }
+    UNROLL for (int r = 1; r < rounds; r++)
+    {
+        if (cipher) {
+            __m512i rk = key->rk[r];
+            UNROLL for (int i = 0; i < slots; i++) s[i] = _mm512_aesenc_epi128(s[i], rk);
+            if (first)
+                *j0 = _mm512_aesenc_epi128(*j0, rk);
+            if (width == 1)
+                KEEP_ORDER4(s);
+            else
+                KEEP_ORDER8(s);
+        }
+        UNROLL for (int i = 0; i < slots; i++)
+        {
+            if (hash && i * (rounds - 1) / slots == r - 1) {
+                const int f = i / width, w = i % width;
+                const __mmask64 m =
+                    same ? hash_mask[w]
+                         : unit_mask((int64_t)q->op[f]->data_len - q->at - w * UNIT);
+                __m512i x = _mm512_maskz_loadu_epi8(m, q->op[f]->data + q->at + w * UNIT);
+                int32_t e = q->e[f] - 4 * w;
+                e = e < 0 ? 0 : e;
+                multiply_add(&sums[f], byte_swap(x), same ? h[w] : powers(key, e),
+                             same ? k[w] : powers_folded(key, e));
+            }
+        }
+    }
+    if (cipher) {
+        __m512i rk = key->rk[rounds];
+        UNROLL for (int i = 0; i < slots; i++)
+        {
+            const int f = i / width, w = i % width;
+            const __mmask64 m =
+                same ? mask[w] : unit_mask((int64_t)op[f]->data_len - at - w * UNIT);
+            uint8_t *data = op[f]->data + at + w * UNIT;
+            s[i] = _mm512_aesenclast_epi128(s[i], rk);
+            s[i] = _mm512_xor_si512(s[i], _mm512_maskz_loadu_epi8(m, data));
+            _mm512_mask_storeu_epi8(data, m, s[i]);
+        }
+        if (first)
+            *j0 = _mm512_aesenclast_epi128(*j0, rk);
+    }
+    if (hash) {
+        q->at += (uint32_t)width * UNIT;
+        UNROLL for (int f = 0; f < FRAMES; f++) q->e[f] -= 4 * width;
+    }
+}
+
+/* `quads` times four frames. The frames of a quad have the same number of chunks; with `same`, all
+ * frames have the same lengths. `width`: units of a frame in a step. */
+INLINE void stream(const struct vaes512_key *key, struct gcm_op *const *op, size_t quads,
+                   int rounds, int open, int same, int width)
+{
+    struct sums sums[FRAMES] = {no_sums(), no_sums(), no_sums(), no_sums()}, lengths;
+    struct quad q = {.op = NULL};
+
+    if (same)
+        lengths = length_sums(key, op);
+    for (; quads > 0; quads--, op += FRAMES) {
+        __m512i iv[FRAMES], j0;
+        uint32_t end = 0, at = 0;
+        int long_aad = 0;
+
+        UNROLL for (int f = 0; f < FRAMES; f++)
+        {
+            iv[f] = _mm512_xor_si512(iv_blocks(op[f]), key->rk[0]);
+            if (!same || f == 0) {
+                end = op[f]->data_len > end ? op[f]->data_len : end;
+                long_aad |= op[f]->aad_len > SHORT_AAD;
+            }
+        }
+        /* J0: the IVs of four frames, each with counter 1 */
+        j0 = _mm512_mask_mov_epi64(iv[0], 0x0c, iv[1]);
+        j0 = _mm512_mask_mov_epi64(j0, 0x30, iv[2]);
+        j0 = _mm512_mask_mov_epi64(j0, 0xc0, iv[3]);
+        j0 = _mm512_xor_si512(j0, _mm512_maskz_set1_epi32(0x8888, 1 << 24));
+
+        /* Sealing, the hash is a step behind: here it ends the quad before. */
+        if (!open) {
+            if (q.op != NULL) {
+                step(key, op, iv, &j0, 0, &q, sums, rounds, width, same, 1, 1, 1);
+                quad_end_chunk(key, &q, sums, &lengths, same);
+                quad_finish(&q, 0);
+            } else {
+                step(key, op, iv, &j0, 0, &q, sums, rounds, width, same, 1, 0, 1);
+            }
+            at = (uint32_t)width * UNIT;
+        }
+        q.op = op;
+        q.at = 0;
+        q.chunks = chunks(end);
+        q.digested = long_aad;
+        if (__builtin_expect(long_aad, 0)) {
+            __m512i y[FRAMES];
+            for (int f = 0; f < FRAMES; f++)
+                y[f] = hash_aad(key, op[f]->aad, op[f]->aad_len);
+            q.digest = four_blocks(_mm512_castsi512_si128(y[0]), _mm512_castsi512_si128(y[1]),
+                                   _mm512_castsi512_si128(y[2]), _mm512_castsi512_si128(y[3]));
+        }
+        quad_begin_chunk(&q);
+        if (!same)
+            lengths = length_sums(key, op);
+        if (open) {
+            step(key, op, iv, &j0, 0, &q, sums, rounds, width, same, 1, 1, 1);
+            at = (uint32_t)width * UNIT;
+        }
+        q.j0 = j0;
+        for (; at < end; at += (uint32_t)width * UNIT) {
+            if (open && q.at == q.chunk_end) {
+                quad_end_chunk(key, &q, sums, &lengths, same);
+                quad_begin_chunk(&q);
+            }
+            step(key, op, iv, &j0, at, &q, sums, rounds, width, same, 1, 1, 0);
+            if (!open && q.at == q.chunk_end) {
+                quad_end_chunk(key, &q, sums, &lengths, same);
+                quad_begin_chunk(&q);
+            }
+        }
+        if (open) {
+            quad_end_chunk(key, &q, sums, &lengths, same);
+            quad_finish(&q, 1);
+        }
+    }
+    if (!open) {
+        step(key, NULL, NULL, NULL, 0, &q, sums, rounds, width, same, 0, 1, 0);
+        quad_end_chunk(key, &q, sums, &lengths, same);
+        quad_finish(&q, 0);
     }
 }
 
 /* ---- solo: one frame of any length ---- */
 
-/* The AAD into a digest (lane 0; the other lanes zero). */
-INLINE __m512i hash_aad(const struct vaes512_key *key, const uint8_t *aad, uint32_t len)
-{
-    __m512i y = _mm512_setzero_si512();
-
-    while (len > 0) {
-        uint32_t part = len < AAD_CHUNK * UNIT ? len : AAD_CHUNK * UNIT;
-        uint32_t e = blocks(part);
-        struct sums s = no_sums();
-
-        for (uint32_t at = 0; at < part; at += UNIT) {
-            __m512i x = _mm512_maskz_loadu_epi8(unit_mask((int64_t)part - at), aad + at);
-            x = _mm512_xor_si512(byte_swap(x), y);
-            y = _mm512_setzero_si512();
-            multiply_add(&s, x, powers(key, e), powers_folded(key, e));
-            e = e > 4 ? e - 4 : 0;
-        }
-        y = _mm512_maskz_mov_epi64(0x03, add_lanes(reduce(&s)));
-        aad += part;
-        len -= part;
-    }
-    return y;
-}
-
-/* Whole turns: the four lanes are four interleaved hashes in H^4, so a turn ends with one
+/* One turn of solo: AES of the eight units at `data`, between its rounds GHASH of the eight units of
+ * ciphertext at `text`: the same ones when opening, those of the turn before when sealing. Both are
+ * bound to a few pipes of the core, but not to the same, so neither may wait for the other.
+ *
+ * Whole turns hash each lane by itself: four interleaved hashes in H^4, so a turn ends with one
  * reduction of all lanes and no shuffling across them. What follows the turns joins them: its
  * first four blocks meet H^e .. H^(e-3), and so do the lanes; hence e >= 4, at least three blocks
- * (and the one of lengths) must follow. x: byte-swapped ciphertext. */
-INLINE __m512i hash_turn(const struct vaes512_key *key, __m512i y, const __m512i *x)
+ * (and the one of lengths) must follow. */
+INLINE __m512i solo_turn(const struct vaes512_key *key, __m512i iv, uint32_t n, uint8_t *data,
+                         const uint8_t *text, __m512i y, int rounds, int cipher, int hash)
 {
-    struct sums s = no_sums();
+    __m512i s[TURN];
+    struct sums sums = no_sums();
 
-    UNROLL for (int i = 0; i < TURN; i++)
-    {
-        const int at = POWERS - 4 * (TURN - i);
-        multiply_add(&s, i == 0 ? _mm512_xor_si512(x[0], y) : x[i],
-                     _mm512_broadcast_i32x4(key->h[at]), _mm512_broadcast_i32x4(key->k[at]));
+    if (cipher) {
+        /* Counters n .. n+31, of which n = 2 modulo 32: the low five bits differ by constants,
+         * but for two lanes that have a carry. */
+        __m512i low = _mm512_xor_si512(iv, counter_base(n, n));
+        __m512i carried = _mm512_xor_si512(iv, counter_base(n, n + 4 * TURN));
+        UNROLL for (int i = 0; i < TURN; i++)
+            s[i] = _mm512_xor_si512(i < TURN - 1 ? low : carried, turn_counters[i]);
     }
-    return reduce(&s);
+    UNROLL for (int r = 1; r < rounds; r++)
+    {
+        if (cipher) {
+            __m512i rk = key->rk[r];
+            UNROLL for (int i = 0; i < TURN; i++) s[i] = _mm512_aesenc_epi128(s[i], rk);
+            KEEP_ORDER8(s);
+        }
+        if (hash) {
+            UNROLL for (int i = 0; i < TURN; i++)
+            {
+                if (i * (rounds - 1) / TURN == r - 1) {
+                    const int at = POWERS - 4 * (TURN - i);
+                    __m512i x = byte_swap(_mm512_loadu_si512(text + i * UNIT));
+                    if (i == 0)
+                        x = _mm512_xor_si512(x, y);
+                    multiply_add(&sums, x, _mm512_broadcast_i32x4(key->h[at]),
+                                 _mm512_broadcast_i32x4(key->k[at]));
+                }
+            }
+        }
+    }
+    if (cipher) {
+        __m512i rk = key->rk[rounds];
+        UNROLL for (int i = 0; i < TURN; i++)
+        {
+            s[i] = _mm512_aesenclast_epi128(s[i], rk);
+            s[i] = _mm512_xor_si512(s[i], _mm512_loadu_si512(data + i * UNIT));
+            _mm512_storeu_si512(data + i * UNIT, s[i]);
+        }
+    }
+    return hash ? reduce(&sums) : y;
 }
 
 INLINE void solo(const struct vaes512_key *key, struct gcm_op *op, int rounds, int open)
@@ -409,36 +615,24 @@ INLINE void solo(const struct vaes512_key *key, struct gcm_op *op, int rounds, i
     uint8_t *data = op->data;
     uint32_t left = op->data_len, n = 2;
     __m512i y = hash_aad(key, op->aad, op->aad_len);
-    __m512i s[TURN], x[TURN], j0 = _mm512_xor_si512(iv, counters(1));
-    int pending = 0;
+    __m512i s[2], j0 = _mm512_xor_si512(iv, counters(1));
 
     aes_units(key, &j0, 1, rounds);
-    for (; left > TURN * UNIT + REST; left -= TURN * UNIT, data += TURN * UNIT, n += 4 * TURN) {
-        UNROLL for (int i = 0; i < TURN; i++)
-            s[i] = _mm512_xor_si512(iv, counters(n + 4 * (uint32_t)i));
-        if (open) {
-            UNROLL for (int i = 0; i < TURN; i++)
-                x[i] = byte_swap(_mm512_loadu_si512(data + i * UNIT));
-            y = hash_turn(key, y, x);
-        } else if (pending) {
-            y = hash_turn(key, y, x);
+    if (left > TURN_OCTETS + REST) {
+        /* When sealing, the hash is a turn behind. */
+        if (!open) {
+            solo_turn(key, iv, n, data, NULL, y, rounds, 1, 0);
+            data += TURN_OCTETS, left -= TURN_OCTETS, n += 4 * TURN;
         }
-        aes_units(key, s, TURN, rounds);
-        UNROLL for (int i = 0; i < TURN; i++)
-        {
-            __m512i out = _mm512_xor_si512(s[i], _mm512_loadu_si512(data + i * UNIT));
-            _mm512_storeu_si512(data + i * UNIT, out);
-            if (!open)
-                x[i] = byte_swap(out);
-        }
-        pending = 1;
+        for (; left > TURN_OCTETS + REST; data += TURN_OCTETS, left -= TURN_OCTETS, n += 4 * TURN)
+            y = solo_turn(key, iv, n, data, open ? data : data - TURN_OCTETS, y, rounds, 1, 1);
+        if (!open)
+            y = solo_turn(key, iv, n, NULL, data - TURN_OCTETS, y, rounds, 0, 1);
     }
-    if (!open && pending)
-        y = hash_turn(key, y, x);
 
     /* The last units, 9 at most, with powers that end at H^2. */
     struct sums sums = no_sums();
-    uint32_t e = blocks(left) + 1;
+    int32_t e = (int32_t)blocks(left) + 1;
     for (; left > 0; left -= left < 2 * UNIT ? left : 2 * UNIT, data += 2 * UNIT, n += 8) {
         UNROLL for (int i = 0; i < 2; i++)
             s[i] = _mm512_xor_si512(iv, counters(n + 4 * (uint32_t)i));
@@ -452,7 +646,7 @@ INLINE void solo(const struct vaes512_key *key, struct gcm_op *op, int rounds, i
             __m512i block = byte_swap(open ? text : _mm512_maskz_mov_epi8(mask, out));
             multiply_add(&sums, _mm512_xor_si512(block, y), powers(key, e), powers_folded(key, e));
             y = _mm512_setzero_si512();
-            e = e > 4 ? e - 4 : 0;
+            e -= 4;
         }
     }
     /* Without data the AAD's digest has not been used yet: it meets the length block. */
@@ -473,95 +667,125 @@ INLINE void solo(const struct vaes512_key *key, struct gcm_op *op, int rounds, i
 
 /* ---- one function per number of rounds and direction: the compiler unrolls each ---- */
 
-#define KERNEL(name, rounds, open)                                                                \
-    static __attribute__((noinline)) void quad_same_##name(const struct vaes512_key *key,         \
-                                                           struct gcm_op *const *op)              \
-    {                                                                                             \
-        quad(key, op, rounds, open, 1);                                                           \
-    }                                                                                             \
-    static __attribute__((noinline)) void quad_mixed_##name(const struct vaes512_key *key,        \
-                                                            struct gcm_op *const *op)             \
-    {                                                                                             \
-        quad(key, op, rounds, open, 0);                                                           \
-    }                                                                                             \
-    static __attribute__((noinline)) void solo_##name(const struct vaes512_key *key,              \
-                                                      struct gcm_op *op)                          \
-    {                                                                                             \
-        solo(key, op, rounds, open);                                                              \
-    }                                                                                             \
-    static void batch_##name(const struct vaes512_key *key, struct gcm_op *ops, size_t n)         \
-    {                                                                                             \
-        batch(key, ops, n, quad_same_##name, quad_mixed_##name, solo_##name);                     \
-    }
-
-typedef void quad_fn(const struct vaes512_key *key, struct gcm_op *const *op);
+typedef void stream_fn(const struct vaes512_key *key, struct gcm_op *const *op, size_t quads);
 typedef void solo_fn(const struct vaes512_key *key, struct gcm_op *op);
 
-/* Frames meet in quads of equal numbers of units: a quad takes as long as its longest. */
-INLINE void batch(const struct vaes512_key *key, struct gcm_op *ops, size_t n, quad_fn *same,
-                  quad_fn *mixed, solo_fn *solo_one)
+struct kernels {
+    stream_fn *tiny;  /* quads of one length, up to a unit */
+    stream_fn *equal; /* quads of one length */
+    stream_fn *mixed;
+    solo_fn *solo;
+};
+
+#define NOINLINE static __attribute__((noinline))
+#define KERNELS(name, rounds, open)                                                                \
+    NOINLINE void tiny_##name(const struct vaes512_key *k, struct gcm_op *const *op, size_t quads) \
+    {                                                                                              \
+        stream(k, op, quads, rounds, open, 1, 1);                                                  \
+    }                                                                                              \
+    NOINLINE void equal_##name(const struct vaes512_key *k, struct gcm_op *const *op,              \
+                               size_t quads)                                                       \
+    {                                                                                              \
+        stream(k, op, quads, rounds, open, 1, 2);                                                  \
+    }                                                                                              \
+    NOINLINE void mixed_##name(const struct vaes512_key *k, struct gcm_op *const *op,              \
+                               size_t quads)                                                       \
+    {                                                                                              \
+        stream(k, op, quads, rounds, open, 0, 2);                                                  \
+    }                                                                                              \
+    NOINLINE void solo_##name(const struct vaes512_key *k, struct gcm_op *op)                      \
+    {                                                                                              \
+        solo(k, op, rounds, open);                                                                 \
+    }                                                                                              \
+    static const struct kernels name = {tiny_##name, equal_##name, mixed_##name, solo_##name};
+
+KERNELS(seal_128, AES128_ROUNDS, 0)
+KERNELS(seal_256, AES256_ROUNDS, 0)
+KERNELS(open_128, AES128_ROUNDS, 1)
+KERNELS(open_256, AES256_ROUNDS, 1)
+
+/* ---- which frames meet in a quad ---- */
+
+enum {
+    GATHER = 64,                          /* frames of a run */
+    CLASSES = LAST_CHUNK + CHUNKS_MAX,    /* lengths that may meet: equal units, then chunks */
+};
+
+INLINE int equal_lengths(const struct gcm_op *a, const struct gcm_op *b)
 {
-    struct gcm_op *waiting[QUAD_UNITS + 1][FRAMES];
-    uint8_t count[QUAD_UNITS + 1] = {0};
-    uint32_t used = 0;
+    return a->data_len == b->data_len && a->aad_len == b->aad_len;
+}
 
-    for (size_t i = 0; i < n; i++) {
+/* 0 .. CLASSES-1 */
+INLINE uint32_t length_class(uint32_t data_len)
+{
+    uint32_t n = units(data_len);
+    return n <= LAST_CHUNK ? n : LAST_CHUNK - 1 + chunks(data_len);
+}
+
+static void batch(const struct kernels *kernels, const struct vaes512_key *key, struct gcm_op *ops,
+                  size_t n)
+{
+    struct gcm_op *waiting[CLASSES][FRAMES], *run[GATHER];
+    uint8_t count[CLASSES] = {0};
+    uint64_t used = 0;
+
+    for (size_t i = 0; i < n;) {
         struct gcm_op *op = &ops[i];
+        size_t same = 1;
 
-        if (op->data_len > QUAD_UNITS * UNIT || op->aad_len > QUAD_AAD) {
-            solo_one(key, op);
+        if (chunks(op->data_len) > CHUNKS_MAX) {
+            kernels->solo(key, op);
+            i++;
             continue;
         }
-        if (n - i >= FRAMES) {
-            uint32_t differ = 0;
-            for (int f = 1; f < FRAMES; f++)
-                differ |= (op->data_len ^ op[f].data_len) | (op->aad_len ^ op[f].aad_len);
-            if (!differ) {
-                same(key, (struct gcm_op *const[]){op, op + 1, op + 2, op + 3});
-                i += FRAMES - 1;
-                continue;
-            }
+        run[0] = op;
+        while (same < GATHER && i + same < n && equal_lengths(op, op + same)) {
+            run[same] = op + same;
+            same++;
         }
-        uint32_t u = units(op->data_len);
-        waiting[u][count[u]++] = op;
-        used |= 1u << u;
-        if (count[u] == FRAMES) {
-            mixed(key, waiting[u]);
-            count[u] = 0;
+        same &= ~(size_t)(FRAMES - 1);
+        if (same > 0) {
+            (op->data_len <= UNIT ? kernels->tiny : kernels->equal)(key, run, same / FRAMES);
+            i += same;
+            continue;
         }
+        uint32_t class = length_class(op->data_len);
+        waiting[class][count[class]++] = op;
+        used |= 1ULL << class;
+        if (count[class] == FRAMES) {
+            kernels->mixed(key, waiting[class], 1);
+            count[class] = 0;
+        }
+        i++;
     }
-    /* What is left, from short to long: quads of neighbours while they are short. */
-    struct gcm_op *four[FRAMES];
-    uint32_t have = 0;
+
+    /* What is left, from short to long: short neighbours in quads, long frames alone. */
+    size_t have = 0;
     for (; used; used &= used - 1) {
-        uint32_t u = (uint32_t)__builtin_ctz(used);
-        for (uint32_t c = 0; c < count[u]; c++) {
-            if (u > LEFTOVER_UNITS) {
-                solo_one(key, waiting[u][c]);
+        uint32_t class = (uint32_t)__builtin_ctzll(used);
+        for (uint32_t c = 0; c < count[class]; c++) {
+            if (class > LEFTOVER_UNITS) {
+                kernels->solo(key, waiting[class][c]);
                 continue;
             }
-            four[have++] = waiting[u][c];
+            run[have++] = waiting[class][c];
             if (have == FRAMES) {
-                mixed(key, four);
+                kernels->mixed(key, run, 1);
                 have = 0;
             }
         }
     }
     if (have == 1) {
-        solo_one(key, four[0]);
+        kernels->solo(key, run[0]);
     } else if (have > 1) {
-        uint8_t tag[GCM_TAG_LEN] = {0};
-        struct gcm_op nobody[2] = {{.tag = tag}, {.tag = tag}};
-        for (uint32_t f = have; f < FRAMES; f++)
-            four[f] = &nobody[f - have];
-        mixed(key, four);
+        uint8_t tag[GCM_TAG_LEN] = {0}, *nothing = tag;
+        struct gcm_op nobody[2] = {{.data = nothing, .tag = tag}, {.data = nothing, .tag = tag}};
+        for (size_t f = have; f < FRAMES; f++)
+            run[f] = &nobody[f - have];
+        kernels->mixed(key, run, 1);
     }
 }
-
-KERNEL(seal_128, AES128_ROUNDS, 0)
-KERNEL(seal_256, AES256_ROUNDS, 0)
-KERNEL(open_128, AES128_ROUNDS, 1)
-KERNEL(open_256, AES256_ROUNDS, 1)
 
 /* ---- the key ---- */
 
@@ -620,20 +844,14 @@ static void vaes512_seal(const struct gcm_key *gcm, struct gcm_op *ops, size_t n
 {
     const struct vaes512_key *key = (const struct vaes512_key *)gcm->state;
 
-    if (key->rounds == AES128_ROUNDS)
-        batch_seal_128(key, ops, n);
-    else
-        batch_seal_256(key, ops, n);
+    batch(key->rounds == AES128_ROUNDS ? &seal_128 : &seal_256, key, ops, n);
 }
 
 static void vaes512_open(const struct gcm_key *gcm, struct gcm_op *ops, size_t n)
 {
     const struct vaes512_key *key = (const struct vaes512_key *)gcm->state;
 
-    if (key->rounds == AES128_ROUNDS)
-        batch_open_128(key, ops, n);
-    else
-        batch_open_256(key, ops, n);
+    batch(key->rounds == AES128_ROUNDS ? &open_128 : &open_256, key, ops, n);
 }
 
 static int vaes512_usable(void)
