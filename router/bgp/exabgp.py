@@ -140,8 +140,7 @@ def _neighbor(session: Session, connection: Connection, password: Secret | None)
     if password is not None:
         lines += [f"md5-password {_quoted_password(session, password)};", "md5-base64 false;"]
     lines += [
-        "capability { asn4 enable; route-refresh enable; graceful-restart %s; }"
-        % (restart or "disable"),
+        "capability { asn4 enable; route-refresh enable; graceful-restart %s; }" % (restart or "disable"),
         f"family {{ {session.afi} unicast; }}",
         "api { processes [ shim ]; neighbor-changes; negotiated; fsm;"
         " receive { parsed; update; open; notification; refresh; } }",

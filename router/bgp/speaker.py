@@ -16,6 +16,7 @@ import signal
 import socket
 import struct
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -24,20 +25,20 @@ from typing import Any, Final
 
 import structlog
 
-from router.bgp import exabgp
+from router.bgp import exabgp, md5
 from router.bgp.messages import Eor, Event, Hello, Reply, SnapshotEnd, parse
 from router.bgp.policy import Export, ExportAttributes, export_of
 from router.bgp.rib import AskRefresh, Phase, Rib, RouteChange, SessionChange, SessionStatus
 from router.config.effective import EffectiveConfig, SecretRef, Session
 from router.errors import ConfigError, ProtocolError
-from router.model import Prefix, Secret
+from router.model import Prefix, Secret, pack_address
 from router.supervise import ChildSpec
 
 COMMAND_TIMEOUT_S: Final = 30.0
 ADOPT_LIMIT_S: Final = 60.0
 """Adopted routes are swept at the latest this long after the start."""
-MD5_SUSPECT_S: Final = 5.0
-"""A session with a password that connects for longer is looked at for MD5 failures."""
+UNANSWERED_S: Final = 5.0
+"""A session that connects for longer is looked at for attempts that nobody answers."""
 NLRI_PER_COMMAND: Final = 500
 LINE_MAX: Final = 64 << 20
 
@@ -57,23 +58,6 @@ class Synced:
 
 
 SpeakerEvent = Routes | SessionChange | Synced
-
-
-@dataclass(frozen=True, slots=True)
-class Md5Counters:
-    """What this network namespace's TCP refused for its MD5 signature (RFC 2385), since boot."""
-
-    failure: int = 0
-    """Signed with another password."""
-    not_found: int = 0
-    """Not signed, though a password is set here."""
-    unexpected: int = 0
-    """Signed, though no password is set here."""
-
-    def __sub__(self, other: Md5Counters) -> Md5Counters:
-        return Md5Counters(
-            self.failure - other.failure, self.not_found - other.not_found, self.unexpected - other.unexpected
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,20 +87,6 @@ class ProcessReport:
     pid: int | None
     lines_total: int
     malformed_total: int
-
-
-def read_md5_counters(text: str) -> Md5Counters:
-    """Pick the counters out of /proc/net/netstat: pairs of lines, names and values."""
-    lines = text.splitlines()
-    for names, values in zip(lines[::2], lines[1::2], strict=False):
-        if names.startswith("TcpExt:"):
-            table = dict(zip(names.split()[1:], map(int, values.split()[1:]), strict=False))
-            return Md5Counters(
-                table.get("TCPMD5Failure", 0),
-                table.get("TCPMD5NotFound", 0),
-                table.get("TCPMD5Unexpected", 0),
-            )
-    return Md5Counters()
 
 
 class _Link:
@@ -187,9 +157,13 @@ class Speaker:
         resolve: Callable[[SecretRef], Secret],
         signal_child: Callable[[str, signal.Signals], Awaitable[None]],
         user: str | None = exabgp.USER,
-        netstat: Path = Path("/proc/net/netstat"),
+        proc_net: Path = Path("/proc/net"),
+        open_ears: Callable[[], list[socket.socket]] = md5.open_ears,
     ) -> None:
-        """`resolve` reads a password; `signal_child` sends a signal to a child by its ChildSpec name."""
+        """`resolve` reads a password; `signal_child` sends a signal to a child by its ChildSpec name.
+
+        `proc_net` and `open_ears` look at the network namespace that the sessions are in.
+        """
         self.events: asyncio.Queue[SpeakerEvent] = asyncio.Queue()
         self._config = config
         self._run_dir = run_dir
@@ -207,9 +181,13 @@ class Speaker:
         self._rearm = asyncio.Event()
         self._adopt_until = time.time() + ADOPT_LIMIT_S
         self._synced = False
-        self._netstat = netstat
-        self._md5_now = Md5Counters()
-        self._md5_base: dict[str, Md5Counters] = {}
+        self._proc_net = proc_net
+        self._open_ears = open_ears
+        self._md5_now = md5.Counters()
+        self._md5_base: dict[str, md5.Counters] = {}
+        """By session: the counters when it was last established, or first seen."""
+        self._syns: dict[str, Counter[md5.Signature]] = {}
+        """By session: the peer's attempts to connect since then, by what their signatures said."""
         self._log = structlog.get_logger("bgp")
 
     # Configuration
@@ -289,6 +267,7 @@ class Speaker:
         """Serve the shims and the clock until cancelled."""
         for name in self._processes:
             self._start_worker(name)
+        ears = self._listen_for_syns()
         try:
             while True:
                 now = time.time()
@@ -302,6 +281,9 @@ class Speaker:
                     async with asyncio.timeout(wait):
                         await self._rearm.wait()
         finally:
+            for ear in ears:
+                asyncio.get_running_loop().remove_reader(ear)
+                ear.close()
             for server in self._servers.values():
                 server.close()
             tasks = [*self._tasks, *self._workers.values()]
@@ -410,6 +392,7 @@ class Speaker:
         )
         if change.phase is Phase.ESTABLISHED:
             self._md5_base.pop(change.session, None)
+            self._syns.pop(change.session, None)
             link = self._link_of(change.session)
             if link is not None:
                 link.eor_due.add(change.session)
@@ -557,13 +540,37 @@ class Speaker:
     def _sample_md5(self) -> None:
         """Remember the counters as they were when a session with a password began to connect."""
         try:
-            counters = read_md5_counters(self._netstat.read_text())
+            self._md5_now = md5.read_counters((self._proc_net / "netstat").read_text())
         except OSError:
             return
-        self._md5_now = counters
         for report in self._rib.status():
             if report.phase is not Phase.ESTABLISHED:
-                self._md5_base.setdefault(report.name, counters)
+                self._md5_base.setdefault(report.name, self._md5_now)
+
+    def _listen_for_syns(self) -> list[socket.socket]:
+        """Hear the peers' own attempts to connect, which show what password they use."""
+        try:
+            ears = self._open_ears()
+        except OSError as error:
+            self._log.warning("bgp.md5.deaf", error=str(error))
+            return []
+        for ear in ears:
+            asyncio.get_running_loop().add_reader(ear, self._hear, ear)
+        return ears
+
+    def _hear(self, ear: socket.socket) -> None:
+        try:
+            source, destination, segment = md5.hear(ear)
+        except (OSError, ValueError):
+            return
+        for session in self._config.sessions:
+            local, peer = pack_address(session.addresses.local), pack_address(session.addresses.peer)
+            if peer == source and destination in (None, local):
+                with suppress(ValueError, ConfigError):
+                    password = self._resolve(session.password) if session.password else Secret(b"")
+                    verdict = md5.check(source, local, segment, password)
+                    password.wipe()
+                    self._syns.setdefault(session.name, Counter())[verdict] += 1
 
     def rib(self) -> Rib:
         """The Rib, for `routes` and status. Read only."""
@@ -592,20 +599,29 @@ class Speaker:
             return f"the peer says it is AS {report.seen_asn}; peer_asn is {report.peer_asn}"
         if "Bad Peer AS" in report.reason:
             return f"the peer does not expect our AS, or is not AS {report.peer_asn} ({report.reason})"
-        if now - report.since < MD5_SUSPECT_S:
-            return ""
-        base = self._md5_base.get(report.name)
-        if base is not None:
-            seen = self._md5_now - base
-            if password and seen.failure:
-                return f"MD5 password differs from the peer's ({seen.failure} TCP-MD5 failures)"
-            if password and seen.not_found:
-                return f"the peer sends without an MD5 password ({seen.not_found} unsigned segments)"
-            if not password and seen.unexpected:
-                return (
-                    f"the peer uses an MD5 password, none is configured ({seen.unexpected} signed segments)"
-                )
+        syns = self._syns.get(report.name, Counter())
+        refused = self._md5_now - self._md5_base.get(report.name, self._md5_now)
+        bad = syns[md5.Signature.BAD] + refused.failure
+        if password and bad:
+            return f"MD5 password differs from the peer's ({bad} TCP-MD5 failures)"
+        if password and (unsigned := syns[md5.Signature.ABSENT] + refused.not_found):
+            return f"the peer uses no MD5 password ({unsigned} unsigned segments); one is configured here"
+        if not password and bad:
+            return f"the peer uses an MD5 password ({bad} signed segments); none is configured here"
+        if now - report.since >= UNANSWERED_S and self._unanswered(report.peer_address):
+            return (
+                "no answer to our attempts to connect: the peer does not know us, a filter drops them, "
+                + ("or its MD5 password differs" if password else "or it wants an MD5 password")
+            )
         return ""
+
+    def _unanswered(self, peer: str) -> bool:
+        address = pack_address(peer)
+        try:
+            table = (self._proc_net / ("tcp" if len(address) == 4 else "tcp6")).read_text()
+        except OSError:
+            return False
+        return md5.unanswered(table, address)
 
 
 def _selector(session: Session) -> str:

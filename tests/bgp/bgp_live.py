@@ -17,10 +17,12 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from bgp_builders import LOCAL_ASN, PEER_ASN
 
+from router.bgp import md5
 from router.bgp.rib import SessionChange
 from router.bgp.speaker import Routes, Speaker, Synced
 from router.config.effective import EffectiveConfig, SecretRef
@@ -78,6 +80,15 @@ class Bench:
                 ip("-n", ns, "addr", "add", f"fd00:{n:x}::{host}/126", "dev", device, "nodad")
                 ip("-n", ns, "link", "set", device, "up")
 
+        self.anchor = self.spawn(self.router, "sleep", "1000")
+
+    def open_ears(self):
+        """Open the ears in the router's namespace: a thread of its own enters it."""
+        with ThreadPoolExecutor(1) as thread, Path(f"/run/netns/{self.router}").open() as namespace:
+            libc = ctypes.CDLL(None, use_errno=True)
+            assert thread.submit(libc.setns, namespace.fileno(), 0x40000000).result() == 0
+            return thread.submit(md5.open_ears).result()
+
     def down(self) -> None:
         for process in reversed(self._processes):
             self.stop(process)
@@ -125,6 +136,11 @@ class Bench:
         return "\n".join(
             f"--- {p.name}\n{p.read_text(errors='replace')[-3000:]}" for p in self.run_dir.glob("*.log")
         )
+
+    def filter_bgp(self) -> None:
+        """The peer's host drops what comes to its BGP port."""
+        rules = "table inet t { chain c { type filter hook input priority 0; tcp dport 179 drop\n } }"
+        subprocess.run(["ip", "netns", "exec", self.peer, "nft", rules], check=True)
 
     # Peers
 
@@ -290,7 +306,8 @@ class Routerd:
             self.bench.run_dir,
             resolve=lambda ref: Secret(self._password.encode()),
             signal_child=self._signal,
-            netstat=self.bench.run_dir / "netstat",
+            proc_net=Path(f"/proc/{self.bench.anchor.pid}/net"),
+            open_ears=self.bench.open_ears,
         )
         await self.speaker.prepare()
         if children:

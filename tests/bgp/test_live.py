@@ -207,9 +207,13 @@ async def test_a_broken_reload_is_refused_and_sessions_stay(monkeypatch):
             assert "s3cret" not in str(refused.value)
             assert path.read_bytes() == content
             assert since(net, "e1x4") == before
-            three = make_config(1, sites=("site-a",), password=REF, advertise=("10.10.0.0/24", "10.10.1.0/24"))
+            three = make_config(
+                1, sites=("site-a",), password=REF, advertise=("10.10.0.0/24", "10.10.1.0/24")
+            )
             await routerd.speaker.reconfigure(three)
-            await until(lambda: imported(net, "e1x4") == 2 and imported(net, "e1x6") == 0, "new exports at BIRD")
+            await until(
+                lambda: imported(net, "e1x4") == 2 and imported(net, "e1x6") == 0, "new exports at BIRD"
+            )
             await routerd.speaker.reconfigure(two)
             routerd.start_children()
             await until(routerd.all_established, "the second channel")
@@ -253,5 +257,39 @@ async def test_status_names_a_wrong_peer_as():
             await routerd.start()
             causes = lambda: {s.cause for s in routerd.speaker.status().sessions}  # noqa: E731
             await until(lambda: any("64999" in c for c in causes()), "the AS is named")
+        finally:
+            await routerd.stop()
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "words"),
+    [
+        (REF, "another", "MD5 password differs from the peer's ("),
+        (REF, None, "the peer uses no MD5 password ("),
+        (None, "another", "the peer uses an MD5 password ("),
+    ],
+)
+async def test_status_names_an_md5_mismatch(ours, theirs, words):
+    """Nothing but silence on the wire, yet status says which side has which password."""
+    with bench(1) as net:
+        net.bird(V4, V6, password=theirs)
+        routerd = Routerd(net, make_config(1, sites=("site-a",), password=ours))
+        try:
+            await routerd.start()
+            causes = lambda: [s.cause for s in routerd.speaker.status().sessions]  # noqa: E731
+            await until(lambda: all(c.startswith(words) for c in causes()), "the cause is named")
+        finally:
+            await routerd.stop()
+
+
+async def test_status_names_silence():
+    """The peer's host drops us: said after a few seconds, with what it may be."""
+    with bench(1) as net:
+        net.filter_bgp()
+        routerd = Routerd(net, make_config(1, sites=("site-a",), password=REF, families=("ipv4",)))
+        try:
+            await routerd.start()
+            causes = lambda: [s.cause for s in routerd.speaker.status().sessions]  # noqa: E731
+            await until(lambda: all(c.startswith("no answer to our attempts") for c in causes()), "named")
         finally:
             await routerd.stop()
