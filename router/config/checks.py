@@ -688,6 +688,11 @@ def asns_are_usable(draft: Draft) -> Findings:
             elif session.peer_asn == own:
                 message = f"{own} is our own AS - a provider's edge is in another one (no iBGP)"
                 yield _error(draft, path, message)
+            elif feature.profile.peer_asn not in {None, session.peer_asn}:
+                message = (
+                    f"{session.peer_asn} is not the {feature.profile.peer_asn} of {feature.profile.name}"
+                )
+                yield _warning(draft, path, f"{message} - leave it out, unless this is a lab")
 
 
 def _bgp_path(draft: Draft, feature: PlacedFeature, name: str) -> Path:

@@ -105,6 +105,8 @@ def check_secrets(
             message = f"{ref}: the same key as {keys[key]} - each direction of each channel has its own"
             findings.append(Finding(file, line, 0, path, message))
         keys.setdefault(key, path)
+    for key in list(keys):
+        key.wipe()
     return tuple(findings)
 
 

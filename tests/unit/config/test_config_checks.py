@@ -269,3 +269,13 @@ def test_sixteen_channels_over_two_sites_are_fine():
     loaded = load_text(text.replace(", 2001:db8:10::/64]\n    accept", "]\n    accept"), "x.yaml")
     assert len(loaded.effective.sessions) == 16
     assert [w for w in loaded.warnings if "STATIC" not in w.message] == []
+
+
+def test_another_as_than_the_profiles_is_a_warning():
+    """A lab's far end may be in any AS; Azure is in 12076."""
+    azure = (CONFIG / "azure-er.yaml").read_text()
+    assert warnings(settings(azure, "peer_asn: 12076")) == []
+    (warning,) = warnings(settings(azure, "peer_asn: 64512"))
+    assert warning == (
+        "connections.prod.bgp.peer_asn: 64512 is not the 12076 of azure-er - leave it out, unless this is a lab"
+    )
