@@ -548,12 +548,12 @@ int channel_new(struct engine *engine, const struct channel_config *config, cons
     return 0;
 }
 
-static void feature_end(struct channel *channel, unsigned i)
+static void feature_end(struct channel *channel, unsigned i, bool keep)
 {
     struct feature *feature = &channel->features[i];
     if (feature->throttled)
         release(channel->out_worker, feature);
-    tap_close(feature->fd); /* leaves epoll by itself */
+    tap_close(feature->fd, keep); /* leaves epoll by itself */
     if (feature->vid == ENGINE_UNTAGGED)
         channel->untagged = channel->by_vid[0] = NO_FEATURE;
     else
@@ -561,14 +561,14 @@ static void feature_end(struct channel *channel, unsigned i)
     feature->fd = -1;
 }
 
-void channel_free(struct channel *channel)
+void channel_free(struct channel *channel, int keep)
 {
     if (!channel)
         return;
     channel_park(channel);
     for (unsigned i = 0; i < ENGINE_FEATURES_MAX; i++)
         if (channel->features[i].fd >= 0)
-            feature_end(channel, i);
+            feature_end(channel, i, keep != 0);
     port_close(&channel->port);
     secy_free(channel->out);
     secy_free(channel->in);
@@ -667,7 +667,7 @@ int channel_feature_remove(struct channel *channel, unsigned feature)
     if (!has_feature(channel, feature))
         return ERR_ARGUMENT;
     channel_park(channel);
-    feature_end(channel, feature);
+    feature_end(channel, feature, false);
     channel_unpark(channel);
     return 0;
 }
@@ -706,9 +706,11 @@ int channel_tx_enable(struct channel *channel, unsigned an)
     return error;
 }
 
-int channel_tx_delete(struct channel *channel, unsigned an)
+int channel_tx_delete(struct channel *channel, unsigned an, uint64_t *next_pn)
 {
     channel_park(channel);
+    if (next_pn)
+        *next_pn = secy_tx_next_pn(channel->out, an);
     const int error = secy_tx_delete(channel->out, an);
     if (!error && channel->encoding_an == (int)an)
         channel->encoding_an = -1;

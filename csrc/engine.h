@@ -62,11 +62,12 @@ int engine_new(unsigned workers, int pin, struct engine **engine);
 void engine_free(struct engine *engine);
 
 /* channel_new opens the port and starts to move packets as soon as there are features and SAs.
- * `backend` names the cipher backend, NULL for the fastest here. channel_free wipes the keys,
- * closes the port and removes the features. */
+ * `backend` names the cipher backend, NULL for the fastest here. channel_free wipes the keys
+ * and closes the port; the features' TAPs are removed or, with `keep`, stay without carrier, with
+ * their addresses, for the next channel. */
 int channel_new(struct engine *engine, const struct channel_config *config, const char *backend,
                 struct channel **channel);
-void channel_free(struct channel *channel);
+void channel_free(struct channel *channel, int keep);
 
 /* channel_path is the path in use; channel_zero_copy tells whether AF_XDP works without copies. */
 unsigned channel_path(const struct channel *channel);
@@ -85,11 +86,13 @@ int channel_feature_remove(struct channel *channel, unsigned feature);
 /* channel_carrier gives all features carrier, or takes it away. */
 int channel_carrier(struct channel *channel, int on);
 
-/* The SecY: as in dataplane.h. channel_encoding_an is the AN frames are sent under, -1 if none. */
+/* The SecY: as in dataplane.h. channel_tx_delete also tells the number that no frame has reached
+ * under this key (`next_pn` may be NULL): frames leave until the very moment. channel_encoding_an
+ * is the AN frames are sent under, -1 if none. */
 int channel_tx_install(struct channel *channel, unsigned an, const struct secy_key *key,
                        uint64_t next_pn);
 int channel_tx_enable(struct channel *channel, unsigned an);
-int channel_tx_delete(struct channel *channel, unsigned an);
+int channel_tx_delete(struct channel *channel, unsigned an, uint64_t *next_pn);
 int channel_rx_add(struct channel *channel, const uint8_t sci[8]);
 int channel_rx_remove(struct channel *channel, const uint8_t sci[8]);
 int channel_rx_install(struct channel *channel, const uint8_t sci[8], unsigned an,

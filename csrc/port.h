@@ -113,7 +113,7 @@ int tap_open(const char *name, unsigned mtu, const uint8_t mac[6], int *fd, bool
 int tap_set_mtu(const char *name, unsigned mtu);
 int tap_set_carrier(int fd, bool on);
 
-/* tap_close removes the device. */
-void tap_close(int fd);
+/* tap_close removes the device, or with `keep` leaves it, without carrier. */
+void tap_close(int fd, bool keep);
 
 #endif

@@ -99,7 +99,7 @@ int tap_open(const char *name, unsigned mtu, const uint8_t mac[6], int *fd, bool
         error = set_mac(name, mac);
     if (!error)
         return 0;
-    tap_close(*fd);
+    tap_close(*fd, false);
     return error;
 failed:
     error = port_errno(errno);
@@ -107,8 +107,9 @@ failed:
     return error;
 }
 
-void tap_close(int fd)
+void tap_close(int fd, bool keep)
 {
-    ioctl(fd, TUNSETPERSIST, 0UL);
+    if (!keep)
+        ioctl(fd, TUNSETPERSIST, 0UL);
     close(fd);
 }
