@@ -126,3 +126,98 @@ def run(
             data = [outcome.report.to_data() for outcome in outcomes]
             _print_json(data[0] if len(data) == 1 else data)
     raise typer.Exit(max(outcome.code for outcome in outcomes))
+
+
+@app.command()
+def up(
+    topology: Annotated[str, typer.Argument(help="A name from `lab list`.")] = "four-channels",
+    edges: Edges = "frr",
+    machine: MachineKind = "auto",
+) -> None:
+    """Bring a lab up and leave it running; `lab exec` reaches into it, `lab down` ends it."""
+    from router.lab import detect, holder, runner
+    from router.lab.farend import KINDS
+
+    console = _console()
+    with _environment():
+        if edges not in KINDS:
+            raise LabError(f"there are no edges {edges!r}; there are {', '.join(KINDS)}")
+        kind, reason = detect.choose(machine)
+        console.print(reason)
+        holder.up(topology, edges, kind, runner.Progress(console))
+        console.print(
+            f"{topology} is up. Look: lastmile lab status; lastmile lab exec r -- ip route; lastmile lab down"
+        )
+
+
+@app.command()
+def down() -> None:
+    """End the lab that is up; nothing of it stays."""
+    from router.lab import holder
+
+    with _environment():
+        holder.down()
+
+
+@app.command()
+def status(as_json: Json = False) -> None:
+    """Show the lab that is up, and its router's channels. Exit status 1 where none is up."""
+    from router.lab import holder
+    from router.lab.machine import WORK
+
+    with _environment():
+        there = holder.current()
+        if there is None:
+            if as_json:
+                _print_json({"up": False})
+            else:
+                typer.echo("no lab is up")
+            raise typer.Exit(1)
+        argv = [sys.executable, "-m", "router.cli.main", "status", "--run-dir", str(WORK / "router" / "run")]
+        out: list[bytes] = []
+        code = holder.run(
+            [*argv, *(["--json"] if as_json else [])], lambda fd, data: out.append(data) if fd == 1 else None
+        )
+        text = b"".join(out).decode(errors="replace")
+        facts = {
+            "topology": there.topology,
+            "edges": there.edges,
+            "machine": there.machine,
+            "nodes": list(there.nodes),
+        }
+        if as_json:
+            try:
+                router = json.loads(text)
+            except ValueError:
+                router = None
+            _print_json({"up": True, **facts, "since": there.since, "router": router})
+        else:
+            typer.echo(
+                f"{there.topology} with {there.edges} edges ({there.machine}), nodes {', '.join(there.nodes)}"
+            )
+            typer.echo(text.rstrip() or "the router does not answer yet")
+    raise typer.Exit(code)
+
+
+@app.command("exec")
+def exec_(
+    node: Annotated[str, typer.Argument(help="A node of the lab, as `lab status` lists them.")],
+    command: Annotated[list[str], typer.Argument(help="The command, after `--`.")],
+) -> None:
+    """Run a command in a node of the lab that is up; its exit status is ours."""
+    from router.lab import holder
+
+    def sink(descriptor: int, data: bytes) -> None:
+        stream = sys.stdout if descriptor == 1 else sys.stderr
+        stream.buffer.write(data)
+        stream.flush()
+
+    with _environment():
+        there = holder.current()
+        if there is None:
+            raise LabError("no lab is up; `lastmile lab up` starts one")
+        if node not in there.nodes:
+            raise LabError(f"there is no node {node!r}; there are {', '.join(there.nodes)}")
+        stdin = b"" if sys.stdin.isatty() else sys.stdin.buffer.read()
+        code = holder.run(["ip", "netns", "exec", node, *command], sink, stdin)
+    raise typer.Exit(code)

@@ -49,7 +49,11 @@ class Capture:
 
     def ready(self) -> None:
         """Wait until it captures. Raises LabError."""
-        until(self._writes, START_TIMEOUT_S, lambda: f"dumpcap on {self.node.name}:{self.device} does not capture")
+        until(
+            self._writes,
+            START_TIMEOUT_S,
+            lambda: f"dumpcap on {self.node.name}:{self.device} does not capture",
+        )
 
     def _writes(self) -> bool:
         assert self._process is not None

@@ -108,7 +108,9 @@ class RouterUnderTest:
         for entry in Path("/proc").iterdir():
             if entry.name.isdigit():
                 try:
-                    command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+                    command = (
+                        (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+                    )
                 except OSError:
                     continue
                 if own in command and not command.startswith("ip netns exec"):

@@ -28,7 +28,11 @@ def missing() -> list[str]:
     script = "; ".join(f"ip {command} 2>/dev/null || echo {name}" for name, command in TRIAL.items())
     try:
         done = subprocess.run(
-            ["unshare", "--net", "/bin/sh", "-c", script], check=False, capture_output=True, text=True, timeout=30
+            ["unshare", "--net", "/bin/sh", "-c", script],
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=30,
         )
     except FileNotFoundError as error:
         raise LabError("unshare is not installed (Debian package util-linux)") from error
@@ -48,4 +52,7 @@ def choose(asked: str) -> tuple[str, str]:
         return "host", f"lab in namespaces of this kernel ({os.uname().release})"
     if lacking == ["root"]:
         return "guest", "lab in a user-mode-Linux guest: not root here"
-    return "guest", f"lab in a user-mode-Linux guest: this kernel ({os.uname().release}) has no {', '.join(lacking)}"
+    return (
+        "guest",
+        f"lab in a user-mode-Linux guest: this kernel ({os.uname().release}) has no {', '.join(lacking)}",
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +44,8 @@ class Lab:
                 self.network.nodes[edge.node],
                 edge,
                 WORK / edge.node,
-                password,
-                self.topology.announce,
+                password=password,
+                announced=self.topology.announce,
             )
             started.append(self.far_ends[edge.node])
             started[-1].start()
@@ -81,6 +82,25 @@ class Lab:
         objects = {o["id"]: o for o in self.network.router.ip("nexthop", "show")}
         members = [member["id"] for member in objects[group].get("group", [{"id": group}])]
         return [objects[member] for member in members]
+
+    def answer_over(self, nodes: Sequence[str]) -> None:
+        """Have the cloud send to the branch over these edges only.
+
+        The cloud's side of the edges is static here, where a provider has a routing protocol: an
+        edge without a session would still be sent to.
+        """
+        cloud = self.topology.cloud.node
+        gateways = {
+            address.partition("/")[0]
+            for node, device, address in self.topology.addresses
+            if node in nodes and device != "lo"
+        }
+        lines = []
+        for node, prefix, several in self.topology.routes:
+            if node == cloud:
+                hops = " ".join(f"nexthop via {gateway}" for gateway in several if gateway in gateways)
+                lines.append(f"route replace {prefix} {hops}")
+        self.network.cloud.batch(lines)
 
     def macsec_counters(self, node: str) -> dict[str, tuple[int, int]]:
         """Frames (received ok, sent encrypted) of every MACsec device in a node."""

@@ -9,7 +9,7 @@ import select
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 from router.errors import LabError
 
@@ -22,6 +22,10 @@ has overflowed."""
 
 PIECE: Final = 1024
 """Octets of input under way; the next piece waits until the agent has taken the last one."""
+
+
+def _too_late(argv: Sequence[str], timeout_s: float | None) -> NoReturn:
+    raise LabError(f"{argv[0]} did not end within {timeout_s or 0:.0f} s")
 
 
 def _pieces(data: bytes) -> Iterator[bytes | None]:
@@ -50,7 +54,9 @@ class Link:
         """Send one message. Raises LabError where the machine is gone."""
         data = json.dumps(message).encode() + b"\n"
         if len(data) > LINE_MAX:
-            raise LabError(f"the command line is too long for the lab's machine: {len(data)} octets, {LINE_MAX} at most")
+            raise LabError(
+                f"the command line is too long for the lab's machine: {len(data)} octets, {LINE_MAX} at most"
+            )
         try:
             self._line.sendall(data)
         except OSError as error:
@@ -100,7 +106,7 @@ class Link:
                 left = None if deadline is None else max(0.0, deadline - time.monotonic())
                 message = self.receive(left)
                 if message is None:
-                    raise LabError(f"{argv[0]} did not end within {timeout_s:.0f} s")
+                    _too_late(argv, timeout_s)
                 if message.get("id") != job:
                     continue
                 if message["op"] == "exit":

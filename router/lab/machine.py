@@ -104,7 +104,11 @@ def start(kind: str, results: Path | None = None) -> Machine:
     link = Link(ours)
     try:
         with theirs, (directory / "console").open("wb") as console:
-            command = _guest(directory, theirs.fileno(), results) if kind == "guest" else _host(theirs.fileno(), results)
+            command = (
+                _guest(directory, theirs.fileno(), results)
+                if kind == "guest"
+                else _host(theirs.fileno(), results)
+            )
             process = _spawn(command, theirs.fileno(), console.fileno(), directory)
     except BaseException:
         shutil.rmtree(directory, ignore_errors=True)
@@ -164,7 +168,11 @@ def _host(line: int, results: Path | None) -> list[str]:
     if os.geteuid():
         raise LabError("a lab in this kernel's namespaces needs root; use sudo, or --machine guest")
     # A private /run, so that not even an empty directory stays behind.
-    mounts = ["mount -t tmpfs -o mode=0755 lab /run", "mount -t tmpfs -o mode=1777 lab /var/tmp", f"mkdir -p /run/netns {WORK}"]
+    mounts = [
+        "mount -t tmpfs -o mode=0755 lab /run",
+        "mount -t tmpfs -o mode=1777 lab /var/tmp",
+        f"mkdir -p /run/netns {WORK}",
+    ]
     if results is not None:
         mounts[:0] = [f"exec 9<{_quote(results)}"]
         mounts += [f"mkdir {RESULTS}", f"mount --bind /proc/self/fd/9 {RESULTS}", "exec 9<&-"]
@@ -176,7 +184,9 @@ def _host(line: int, results: Path | None) -> list[str]:
 def _guest(directory: Path, line: int, results: Path | None) -> list[str]:
     kernel = shutil.which(GUEST_KERNEL)
     if kernel is None:
-        raise LabError(f"{GUEST_KERNEL} is not installed (Debian package user-mode-linux); `make setup` installs it")
+        raise LabError(
+            f"{GUEST_KERNEL} is not installed (Debian package user-mode-linux); `make setup` installs it"
+        )
     # The guest cannot write to the host's files, so it would compile every module anew.
     compileall.compile_dir(Path(router.__file__).parent, quiet=2)
     init = directory / "init"
@@ -184,15 +194,23 @@ def _guest(directory: Path, line: int, results: Path | None) -> list[str]:
     init.chmod(0o700)
     # con0 is the kernel's own chatter, to a file; ssl0 is the agent's line.
     boot = f"mem={GUEST_MEMORY} root=/dev/root rootfstype=hostfs rootflags=/ ro init={init}".split()
-    consoles = f"con=null con0=null,fd:1 ssl=null ssl0=fd:{line} quiet uml_dir={directory}/ umid=guest".split()
+    consoles = (
+        f"con=null con0=null,fd:1 ssl=null ssl0=fd:{line} quiet uml_dir={directory}/ umid=guest".split()
+    )
     return _contained([kernel, *boot, *consoles])
 
 
 def _init_script(results: Path | None) -> str:
     """What the guest's first process does before it becomes the agent."""
     hidden = {str(path) for path in _needed_directories() if path.parts[1:2] in {("tmp",), ("run",)}}
-    again = [f"mkdir -p {_quote(p)} && mount -t hostfs -o {_quote(p)} none {_quote(p)}" for p in sorted(hidden)]
-    share = [f"mkdir {RESULTS} && mount -t hostfs -o {_quote(results)} none {RESULTS}"] if results is not None else []
+    again = [
+        f"mkdir -p {_quote(p)} && mount -t hostfs -o {_quote(p)} none {_quote(p)}" for p in sorted(hidden)
+    ]
+    share = (
+        [f"mkdir {RESULTS} && mount -t hostfs -o {_quote(results)} none {RESULTS}"]
+        if results is not None
+        else []
+    )
     return "\n".join(
         [
             "#!/bin/sh",

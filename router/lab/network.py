@@ -81,7 +81,9 @@ class Network:
         for wire in topology.wires:
             # The router's ports stay down: it brings them up itself, once nothing can leave in clear.
             lines += [
-                f"link set {end.device} up" for end in (wire.a, wire.b) if end.node == name and name != topology.router
+                f"link set {end.device} up"
+                for end in (wire.a, wire.b)
+                if end.node == name and name != topology.router
             ]
         for node, device, address in topology.addresses:
             if node == name:
@@ -93,7 +95,9 @@ class Network:
             if node == name:
                 hops = [f"via {gateway}" for gateway in gateways]
                 several = len(hops) > 1
-                lines.append(f"route add {prefix} " + " ".join(f"nexthop {h}" if several else h for h in hops))
+                lines.append(
+                    f"route add {prefix} " + " ".join(f"nexthop {h}" if several else h for h in hops)
+                )
         return lines
 
     def _macsec(self, edge: Edge) -> list[str]:
@@ -118,14 +122,19 @@ class Network:
             "link set macsec0 up",
             f"link set vlan{edge.vlan} up",
             *(
-                f"address add {pair.own}/{pair.length} dev vlan{edge.vlan}" + (" nodad" if ":" in pair.own else "")
+                f"address add {pair.own}/{pair.length} dev vlan{edge.vlan}"
+                + (" nodad" if ":" in pair.own else "")
                 for pair in (edge.ipv4, edge.ipv6)
             ),
         ]
 
     def close(self) -> None:
         """Remove the namespaces and all that was written; programs must have been stopped before."""
-        run(["ip", "-force", "-batch", "-"], stdin="".join(f"netns delete {n}\n" for n in self.nodes), check=False)
+        run(
+            ["ip", "-force", "-batch", "-"],
+            stdin="".join(f"netns delete {n}\n" for n in self.nodes),
+            check=False,
+        )
 
 
 def _namespaces_and_wires(topology: Topology) -> list[str]:
@@ -140,6 +149,8 @@ def _namespaces_and_wires(topology: Topology) -> list[str]:
 
 
 def write_private(path: Path, text: str) -> None:
-    """Write a file that only its owner can ever read."""
-    path.touch(mode=0o600)
-    path.write_text(text if text.endswith("\n") else text + "\n")
+    """Write a file that only its owner can ever read; a reader sees the old text or the new."""
+    new = path.with_name(path.name + ".new")
+    new.touch(mode=0o600)
+    new.write_text(text if text.endswith("\n") else text + "\n")
+    new.replace(path)

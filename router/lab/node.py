@@ -85,7 +85,9 @@ class Node:
         fields = (line.replace(":", " ").split() for line in lines)
         return {f[0]: (int(f[2]), int(f[10])) for f in fields}
 
-    def start(self, argv: Sequence[str], log: Path, env: dict[str, str] | None = None) -> subprocess.Popen[bytes]:
+    def start(
+        self, argv: Sequence[str], log: Path, env: dict[str, str] | None = None
+    ) -> subprocess.Popen[bytes]:
         """Start a program there that keeps running; its output goes to `log`."""
         with log.open("ab") as out:
             return subprocess.Popen(
@@ -102,7 +104,13 @@ def run(argv: Sequence[str], *, stdin: str = "", check: bool = True, timeout_s: 
     """Run a program to its end and return its standard output. Raises LabError."""
     try:
         done = subprocess.run(
-            argv, input=stdin, capture_output=True, text=True, timeout=timeout_s, check=False, errors="replace"
+            argv,
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
+            errors="replace",
         )
     except FileNotFoundError as error:
         raise LabError(f"{argv[0]} is not installed; `make setup` installs it") from error

@@ -13,7 +13,9 @@ INTERVAL_S: Final = 0.05
 T = TypeVar("T")
 
 
-def until(probe: Callable[[], T], timeout_s: float, message: Callable[[], str], interval_s: float = INTERVAL_S) -> T:
+def until(
+    probe: Callable[[], T], timeout_s: float, message: Callable[[], str], interval_s: float = INTERVAL_S
+) -> T:
     """Return the first true answer of `probe`. Raises LabError(message()) after `timeout_s`."""
     deadline = time.monotonic() + timeout_s
     while True:

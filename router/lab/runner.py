@@ -53,7 +53,9 @@ class Progress:
                 detail = f"  [dim]{escape(event['detail'])}[/]" if event["detail"] else ""
                 self._console.print(f"{at} {mark} {escape(event['name'])}{detail}", soft_wrap=True)
             case "figure":
-                self._console.print(f"{at}    {escape(event['name'])} = {event['value']} {event['unit']}", soft_wrap=True)
+                self._console.print(
+                    f"{at}    {escape(event['name'])} = {event['value']} {event['unit']}", soft_wrap=True
+                )
             case _:
                 pass
 
@@ -61,7 +63,7 @@ class Progress:
 def run(scenario: Scenario, edges: str, kind: str, console: Console, capture: Path | None = None) -> Outcome:
     """Run one scenario. Raises LabError where the lab cannot be built; never for a failed check."""
     start = time.monotonic()
-    plan = topology.load(scenario.topology)
+    plan = scenario.edit(topology.load(scenario.topology))
     progress = Progress(console)
     report = Report(scenario.name, progress)
     keep = "drop"
@@ -103,7 +105,9 @@ def run(scenario: Scenario, edges: str, kind: str, console: Console, capture: Pa
             report.check("the scenario ran to its end", False, str(error))
             code = 1
     if code == 2:
-        raise LabError(errors[0] if errors else stderr.decode(errors="replace").strip() or "the lab could not be built")
+        raise LabError(
+            errors[0] if errors else stderr.decode(errors="replace").strip() or "the lab could not be built"
+        )
     if not report.finished and not any(not check.ok for check in report.checks):
         report.check("the scenario ran to its end", False, stderr.decode(errors="replace").strip()[-2000:])
     return Outcome(report, time.monotonic() - start)
@@ -116,12 +120,18 @@ def show(outcome: Outcome, console: Console) -> None:
     from rich.table import Table
 
     report = outcome.report
-    table = Table(title=f"{report.scenario}: {'ok' if report.ok else 'FAILED'}", box=box.SIMPLE_HEAD, title_justify="left")
+    table = Table(
+        title=f"{report.scenario}: {'ok' if report.ok else 'FAILED'}",
+        box=box.SIMPLE_HEAD,
+        title_justify="left",
+    )
     table.add_column("check")
     table.add_column("")
     table.add_column("seen", overflow="fold")
     for check in report.checks:
-        table.add_row(escape(check.name), "[green]ok[/]" if check.ok else "[red]FAIL[/]", escape(check.detail))
+        table.add_row(
+            escape(check.name), "[green]ok[/]" if check.ok else "[red]FAIL[/]", escape(check.detail)
+        )
     console.print(table)
     figures = Table(box=None, show_header=False, pad_edge=False)
     for figure in report.figures.values():

@@ -8,6 +8,7 @@ daemons up; the router is its to start. It raises nothing for a failed check; wh
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 import traceback
@@ -37,6 +38,17 @@ class Scenario:
     """Which far ends it can be run with; the first is the default."""
     start_edges: tuple[str, ...] = ()
     """Edges to start beforehand; empty for all."""
+    edits: tuple[tuple[str, str], ...] = ()
+    """Text replaced in the router's configuration file, (old, new); each old text must be there."""
+
+    def edit(self, topology: Topology) -> Topology:
+        """Apply the edits. Raises LabError where a text is not there."""
+        text = topology.config
+        for old, new in self.edits:
+            if old not in text:
+                raise LabError(f"scenario {self.name}: {topology.config_name} has no {old!r} to replace")
+            text = text.replace(old, new)
+        return dataclasses.replace(topology, config=text)
 
     def load(self) -> ScenarioFunction:
         """Import the function."""
@@ -55,6 +67,63 @@ def all_scenarios() -> tuple[Scenario, ...]:
             "four channels up, ECMP, MTU, TCP, nothing in clear",
             topology="four-channels",
             function="channels:four_channels",
+        ),
+        Scenario(
+            "eight-channels",
+            "a migration: four more are added, then the old four removed, without loss",
+            topology="eight-channels",
+            function="channels:eight_channels",
+            timeout_s=400.0,
+        ),
+        Scenario(
+            "drift",
+            "what a hand deletes on the router is back within a second",
+            topology="four-channels",
+            function="faults:drift",
+            timeout_s=240.0,
+        ),
+        Scenario(
+            "restart",
+            "routerd is killed ten times under 1 ms probes: nothing is lost, no peer notices",
+            topology="four-channels",
+            function="faults:restart",
+            timeout_s=500.0,
+        ),
+        Scenario(
+            "bad-config",
+            "every broken file is refused with file, line and reason; the running router is unchanged",
+            topology="four-channels",
+            function="faults:bad_config",
+            timeout_s=400.0,
+        ),
+        Scenario(
+            "exabgp-crash",
+            "one site's ExaBGP dies: the other site carries on, the first comes back",
+            topology="four-channels",
+            function="faults:exabgp_crash",
+            timeout_s=240.0,
+        ),
+        Scenario(
+            "wrong-md5",
+            "a wrong session password is named as the cause, and put right by a reload",
+            topology="four-channels",
+            function="faults:wrong_md5",
+            timeout_s=300.0,
+        ),
+        Scenario(
+            "10k-prefixes",
+            "ten thousand prefixes from each edge, in the kernel and out again",
+            topology="four-channels",
+            function="faults:many_prefixes",
+            timeout_s=500.0,
+            edges=("bird", "frr"),
+            edits=(
+                ("accept: [10.20.0.0/16 le 24,", "accept: [10.64.0.0/10 le 24, 10.20.0.0/16 le 24,"),
+                (
+                    "    mtu: 8500\n    advertise:",
+                    "    mtu: 8500\n    bgp: {prefix_max: 20000}\n    advertise:",
+                ),
+            ),
         ),
     )
 
@@ -103,7 +172,9 @@ def _explain(lab: Lab, report: Report) -> None:
     report.note("router's log:\n" + lab.router.log_tail())
     for name, far_end in lab.far_ends.items():
         try:
-            seen = ", ".join(f"{s.afi} {s.state} (received {s.prefixes_received})" for s in far_end.sessions())
+            seen = ", ".join(
+                f"{s.afi} {s.state} (received {s.prefixes_received})" for s in far_end.sessions()
+            )
         except (LabError, KeyError, ValueError) as error:
             seen = str(error)
         report.note(f"{name}'s sessions: {seen}")

@@ -257,7 +257,9 @@ def _edge(node: str, raw: dict[str, Any], config: dict[str, Any], wires: tuple[W
         raise ValueError(f"edge {node}: no wire begins at {node}:{raw['port']}")
     static = channel["macsec"]["static"]
     if static["peer_sci"] != f"{port.a.mac}/1":
-        raise ValueError(f"edge {node}: channel {name} expects SCI {static['peer_sci']}, the wire has {port.a.mac}/1")
+        raise ValueError(
+            f"edge {node}: channel {name} expects SCI {static['peer_sci']}, the wire has {port.a.mac}/1"
+        )
     profile = interconnect["profile"]
     keepalive_s, hold_s = PROFILE_TIMERS[profile]
     password = feature["bgp"].get("password")

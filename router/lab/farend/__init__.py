@@ -41,7 +41,9 @@ class FarEnd(ABC):
     taken the change, not when the router has.
     """
 
-    def __init__(self, node: Node, edge: Edge, directory: Path, password: str, announced: Sequence[str]) -> None:
+    def __init__(
+        self, node: Node, edge: Edge, directory: Path, *, password: str, announced: Sequence[str]
+    ) -> None:
         self.node = node
         self.edge = edge
         self.directory = directory
@@ -77,7 +79,9 @@ class FarEnd(ABC):
         """Stop announcing these prefixes of one family."""
 
 
-def make(kind: str, node: Node, edge: Edge, directory: Path, password: str, announced: Sequence[str]) -> FarEnd:
+def make(
+    kind: str, node: Node, edge: Edge, directory: Path, *, password: str, announced: Sequence[str]
+) -> FarEnd:
     """Make a far end of that kind. Raises LabError."""
     from router.lab.farend.bird import Bird
     from router.lab.farend.frr import Frr
@@ -87,7 +91,7 @@ def make(kind: str, node: Node, edge: Edge, directory: Path, password: str, anno
     if kind not in kinds:
         raise LabError(f"there are no edges {kind!r}; there are {', '.join(KINDS)}")
     directory.mkdir(mode=0o700, parents=True)
-    return kinds[kind](node, edge, directory, password, announced)
+    return kinds[kind](node, edge, directory, password=password, announced=announced)
 
 
 def by_family(prefixes: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -9,6 +9,8 @@ import time
 from collections.abc import Sequence
 from typing import Final
 
+from typing_extensions import override
+
 from router.errors import LabError
 from router.lab.farend import FarEnd, PeerSession, by_family
 from router.lab.network import write_private
@@ -35,7 +37,9 @@ def render(edge: Edge, password: str, announced: Sequence[str]) -> str:
             "protocol kernel kernel4 { ipv4 { import none; export where source = RTS_BGP; }; }",
             "protocol kernel kernel6 { ipv6 { import none; export where source = RTS_BGP; }; }",
             *(
-                f"protocol static announce{n} {{ ipv{n}; " + " ".join(f"route {p} blackhole;" for p in several) + " }"
+                f"protocol static announce{n} {{ ipv{n}; "
+                + " ".join(f"route {p} blackhole;" for p in several)
+                + " }"
                 for n, several in ((4, four), (6, six))
             ),
             _session(edge, edge.ipv4, 4, password),
@@ -67,13 +71,17 @@ class Bird(FarEnd):
     process: subprocess.Popen[bytes]
     drops: dict[str, int]
 
+    @override
     def start(self) -> None:
         self._configure()
         arguments = ["-f", "-c", str(self.directory / "bird.conf"), "-s", str(self.directory / "bird.ctl")]
         self.process = self.node.start(["bird", *arguments], self.directory / "bird.log")
 
+    @override
     def ready(self) -> None:
-        until(self._answers, START_TIMEOUT_S, lambda: f"BIRD on {self.edge.node} did not start: {self._log()}")
+        until(
+            self._answers, START_TIMEOUT_S, lambda: f"BIRD on {self.edge.node} did not start: {self._log()}"
+        )
 
     def _configure(self) -> None:
         write_private(self.directory / "bird.conf", render(self.edge, self.password, self.announced))
@@ -110,6 +118,7 @@ class Bird(FarEnd):
             raise LabError(f"BIRD on {self.edge.node}: {end.group().decode().strip()}")
         return received.decode()
 
+    @override
     def sessions(self) -> list[PeerSession]:
         log = (self.directory / "bird.log").read_text(errors="replace")
         return [self._session(afi, f"session{afi[-1]}", log) for afi in ("ipv4", "ipv6")]
@@ -128,7 +137,9 @@ class Bird(FarEnd):
         imported = re.search(r"Routes:\s+(\d+) imported", text)
         elapsed = 0.0
         if established and since:
-            moment = time.mktime(time.strptime(since.group(1), "%Y-%m-%d %H:%M:%S")) + float(since.group(2) or 0)
+            moment = time.mktime(time.strptime(since.group(1), "%Y-%m-%d %H:%M:%S")) + float(
+                since.group(2) or 0
+            )
             elapsed = max(0.0, time.time() - moment)
         return PeerSession(
             afi=afi,
@@ -139,20 +150,24 @@ class Bird(FarEnd):
             state=state.group(1),
         )
 
+    @override
     def announce(self, prefixes: Sequence[str]) -> None:
         self.announced += prefixes
         self._configure()
         self.ask("configure")
 
+    @override
     def withdraw(self, prefixes: Sequence[str]) -> None:
         gone = set(prefixes)
         self.announced = [p for p in self.announced if p not in gone]
         self._configure()
         self.ask("configure")
 
+    @override
     def stop(self) -> None:
         stop(self.process)
 
+    @override
     def kill(self) -> None:
         self.process.kill()
         self.process.wait()

@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+from typing_extensions import override
+
 from router.errors import LabError
 from router.lab.farend import FarEnd, PeerSession, by_family
 from router.lab.network import write_private
@@ -27,7 +29,7 @@ ANSWER_TIMEOUT_S: Final = 20.0
 
 
 def render(edge: Edge, password: str, announced: Sequence[str]) -> str:
-    """bgpd's configuration."""
+    """Bgpd's configuration."""
     lines = [
         f"router bgp {edge.asn}",
         f" bgp router-id {edge.router_id}",
@@ -58,6 +60,7 @@ class Frr(FarEnd):
 
     processes: tuple[subprocess.Popen[bytes], ...] = ()
 
+    @override
     def start(self) -> None:
         directory = self.directory
         write_private(directory / "bgpd.conf", render(self.edge, self.password, self.announced))
@@ -67,16 +70,30 @@ class Frr(FarEnd):
             shutil.chown(path, "frr", "frr")
         zebra = ["-z", str(directory / "zserv.api")]
         self.processes = tuple(
-            self.node.start([str(DAEMONS / name), *self._common(name), *zebra, *extra], directory / f"{name}.log")
+            self.node.start(
+                [str(DAEMONS / name), *self._common(name), *zebra, *extra], directory / f"{name}.log"
+            )
             for name, extra in (("zebra", []), ("bgpd", ["-p", "179"]))
         )
 
+    @override
     def ready(self) -> None:
         until(self._answers, START_TIMEOUT_S, lambda: f"FRR on {self.edge.node} did not start: {self._log()}")
 
     def _common(self, name: str) -> list[str]:
         directory = self.directory
-        options = ["-u", "frr", "-g", "frr", "-P", "0", "--log", "stdout", "-f", str(directory / f"{name}.conf")]
+        options = [
+            "-u",
+            "frr",
+            "-g",
+            "frr",
+            "-P",
+            "0",
+            "--log",
+            "stdout",
+            "-f",
+            str(directory / f"{name}.conf"),
+        ]
         return [*options, "-i", str(directory / f"{name}.pid"), "--vty_socket", str(directory)]
 
     def _answers(self) -> bool:
@@ -111,6 +128,7 @@ class Frr(FarEnd):
                     raise LabError(f"bgpd on {self.edge.node} refused {command!r}: {answer.strip()}")
         return answer
 
+    @override
     def sessions(self) -> list[PeerSession]:
         try:
             neighbours = json.loads(self.ask("show bgp neighbors json"))
@@ -133,9 +151,11 @@ class Frr(FarEnd):
             )
         return found
 
+    @override
     def announce(self, prefixes: Sequence[str]) -> None:
         self._network("network", prefixes)
 
+    @override
     def withdraw(self, prefixes: Sequence[str]) -> None:
         self._network("no network", prefixes)
 
@@ -144,10 +164,12 @@ class Frr(FarEnd):
         where = ["configure terminal", f"router bgp {self.edge.asn}", f"address-family {family} unicast"]
         self.ask(*where, *(f"{command} {prefix}" for prefix in prefixes))
 
+    @override
     def stop(self) -> None:
         for process in reversed(self.processes):
             stop(process)
 
+    @override
     def kill(self) -> None:
         for process in reversed(self.processes):
             process.kill()

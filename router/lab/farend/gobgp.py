@@ -12,6 +12,8 @@ import time
 from collections.abc import Sequence
 from typing import Final
 
+from typing_extensions import override
+
 from router.errors import LabError
 from router.lab.farend import FarEnd, PeerSession, by_family
 from router.lab.network import write_private
@@ -25,7 +27,7 @@ ESTABLISHED: Final = 6
 
 
 def render(edge: Edge, password: str) -> str:
-    """gobgpd's configuration file."""
+    """Gobgpd's configuration file."""
     lines = [
         "[global.config]",
         f"  as = {edge.asn}",
@@ -46,7 +48,11 @@ def render(edge: Edge, password: str) -> str:
             f"    hold-time = {edge.hold_s}",
             f"    keepalive-interval = {edge.keepalive_s}",
             "    connect-retry = 1",
-            *(["  [neighbors.ttl-security.config]", "    enabled = true", "    ttl-min = 255"] if edge.gtsm else []),
+            *(
+                ["  [neighbors.ttl-security.config]", "    enabled = true", "    ttl-min = 255"]
+                if edge.gtsm
+                else []
+            ),
             "  [[neighbors.afi-safis]]",
             "    [neighbors.afi-safis.config]",
             f'      afi-safi-name = "{afi}-unicast"',
@@ -59,6 +65,7 @@ class Gobgp(FarEnd):
 
     process: subprocess.Popen[bytes]
 
+    @override
     def start(self) -> None:
         write_private(self.directory / "gobgpd.toml", render(self.edge, self.password))
         routes = zip((self.edge.ipv4, self.edge.ipv6), by_family(self.edge.router_prefixes), strict=True)
@@ -66,8 +73,11 @@ class Gobgp(FarEnd):
         arguments = ["-f", str(self.directory / "gobgpd.toml"), "--api-hosts=127.0.0.1:50051", "--log-plain"]
         self.process = self.node.start(["gobgpd", *arguments], self.directory / "gobgpd.log")
 
+    @override
     def ready(self) -> None:
-        until(self._answers, START_TIMEOUT_S, lambda: f"GoBGP on {self.edge.node} did not start: {self._log()}")
+        until(
+            self._answers, START_TIMEOUT_S, lambda: f"GoBGP on {self.edge.node} did not start: {self._log()}"
+        )
         for several in by_family(self.announced):
             if several:
                 self._rib("add", several)
@@ -82,11 +92,14 @@ class Gobgp(FarEnd):
         return True
 
     def _log(self) -> str:
-        return "; ".join((self.directory / "gobgpd.log").read_text(errors="replace").strip().splitlines()[-3:])
+        return "; ".join(
+            (self.directory / "gobgpd.log").read_text(errors="replace").strip().splitlines()[-3:]
+        )
 
     def _ask(self, *arguments: str) -> str:
         return self.node.run("gobgp", *arguments)
 
+    @override
     def sessions(self) -> list[PeerSession]:
         by_address = {p["conf"]["neighbor_address"]: p for p in json.loads(self._ask("neighbor", "-j"))}
         found = []
@@ -113,9 +126,11 @@ class Gobgp(FarEnd):
         lines = (self.directory / "gobgpd.log").read_text(errors="replace").splitlines()
         return sum(1 for line in lines if "Peer Down" in line and address in line)
 
+    @override
     def announce(self, prefixes: Sequence[str]) -> None:
         self._rib("add", prefixes)
 
+    @override
     def withdraw(self, prefixes: Sequence[str]) -> None:
         self._rib("del", prefixes)
 
@@ -124,9 +139,11 @@ class Gobgp(FarEnd):
         for prefix in prefixes:
             self._ask("global", "rib", verb, prefix, "-a", family)
 
+    @override
     def stop(self) -> None:
         stop(self.process)
 
+    @override
     def kill(self) -> None:
         self.process.kill()
         self.process.wait()

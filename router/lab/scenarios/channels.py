@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import time
 from collections.abc import Iterable
 from typing import Any, Final
@@ -9,9 +10,10 @@ from typing import Any, Final
 from router.errors import LabError
 from router.lab.capture import cleartext_frames, protected_frames
 from router.lab.lab import Lab
+from router.lab.network import write_private
 from router.lab.poll import reached
 from router.lab.report import Report
-from router.lab.traffic import Ping, path_mtu_ping, spread, tcp_through
+from router.lab.traffic import Ping, Prober, path_mtu_ping, spread, tcp_through
 
 UP_TIMEOUT_S: Final = 90.0
 ROUTE_TIMEOUT_S: Final = 10.0
@@ -34,7 +36,8 @@ def start_and_wait(lab: Lab, report: Report, names: Iterable[str] | None = None)
 
 def wait_for_channels(lab: Lab, report: Report, names: Iterable[str], timeout_s: float) -> None:
     """Wait until these channels are up. Raises LabError that says which are not and why."""
-    wanted, seen = list(names), {}
+    wanted = list(names)
+    seen: dict[str, dict[str, Any]] = {}
 
     def all_up() -> bool:
         nonlocal seen
@@ -45,7 +48,9 @@ def wait_for_channels(lab: Lab, report: Report, names: Iterable[str], timeout_s:
         return all(seen.get(name, {}).get("verdict") == "up" for name in wanted)
 
     if reached(all_up, timeout_s, POLL_S) is None:
-        missing = ", ".join(f"{n}: {_verdict(seen, n)}" for n in wanted if seen.get(n, {}).get("verdict") != "up")
+        missing = ", ".join(
+            f"{n}: {_verdict(seen, n)}" for n in wanted if seen.get(n, {}).get("verdict") != "up"
+        )
         raise LabError(f"not up after {timeout_s:.0f} s: {missing}")
 
 
@@ -53,7 +58,7 @@ def _verdict(channels: dict[str, dict[str, Any]], name: str) -> str:
     channel = channels.get(name)
     if channel is None:
         return "no status yet"
-    return channel["verdict"] + (f" ({channel['reason']})" if channel.get("reason") else "")
+    return str(channel["verdict"]) + (f" ({channel['reason']})" if channel.get("reason") else "")
 
 
 def four_channels(lab: Lab, report: Report) -> None:
@@ -69,6 +74,78 @@ def four_channels(lab: Lab, report: Report) -> None:
     check_tcp(lab, report)
     check_macsec(lab, report, before)
     check_cleartext(lab, report)
+
+
+def eight_channels(lab: Lab, report: Report) -> None:
+    """Make before break: four channels, eight, the other four; probes run all the way."""
+    old = [edge for edge in lab.topology.edges if edge.site in {"site-a", "site-b"}]
+    new = [edge for edge in lab.topology.edges if edge not in old]
+    both = lab.network.config.read_text()
+    write_private(lab.network.config, only_channels(both, {edge.channel for edge in old}))
+    lab.answer_over([edge.node for edge in old])
+    report.figure(
+        "start_to_channels_up", round(start_and_wait(lab, report, [e.channel for e in old]), 1), "s"
+    )
+    _check_hops(lab, report, len(old))
+    prober = Prober(lab.network.branch, lab.network.cloud, lab.topology.cloud.address4)
+    prober.start()
+    try:
+        _reload(lab, report, both, "four channels are added")
+        start = time.monotonic()
+        wait_for_channels(lab, report, [edge.channel for edge in lab.topology.edges], UP_TIMEOUT_S)
+        report.figure("added_channels_up", round(time.monotonic() - start, 1), "s")
+        _check_hops(lab, report, len(lab.topology.edges))
+        # The provider moves its side before the old channels go.
+        lab.answer_over([edge.node for edge in new])
+        _reload(lab, report, only_channels(both, {edge.channel for edge in new}), "the old four are removed")
+        _check_hops(lab, report, len(new))
+        wait_for_channels(lab, report, [edge.channel for edge in new], UP_TIMEOUT_S)
+    finally:
+        outage = prober.stop()
+    names = sorted(lab.router.channels())
+    report.check("the new four are left", names == sorted(edge.channel for edge in new), ", ".join(names))
+    seen = {edge.node: lab.far_ends[edge.node].sessions() for edge in new}
+    drops = sum(session.drops for sessions in seen.values() for session in sessions)
+    report.check("no BGP event at the new edges", drops == 0, f"{drops} drops")
+    report.figure("probes_sent", outage.sent)
+    report.figure("probes_lost", outage.lost)
+    report.check(
+        "no probe is lost",
+        outage.lost == 0,
+        f"{outage.lost} of {outage.sent}, longest {outage.longest_ms} ms",
+    )
+
+
+def only_channels(config: str, names: set[str]) -> str:
+    """The configuration with these channels and their features only."""
+    from io import StringIO
+
+    from ruamel.yaml import YAML
+
+    yaml = YAML()
+    data = yaml.load(config)
+    for interconnect in data["interconnects"]:
+        interconnect["channels"] = [c for c in interconnect["channels"] if c["name"] in names]
+    for connection in data["connections"]:
+        connection["features"] = [f for f in connection["features"] if f["channel"] in names]
+    text = StringIO()
+    yaml.dump(data, text)
+    return text.getvalue()
+
+
+def _reload(lab: Lab, report: Report, config: str, what: str) -> None:
+    write_private(lab.network.config, config)
+    code, answer = lab.router.request("POST", "/v1/reload", {})
+    report.check(
+        f"reload: {what}", code == http.client.OK, "taken" if code == http.client.OK else str(answer)[:300]
+    )
+
+
+def _check_hops(lab: Lab, report: Report, count: int) -> None:
+    for prefix in lab.topology.announce:
+        seconds = reached(lambda p=prefix: len(lab.nexthops(p)) == count, UP_TIMEOUT_S)  # type: ignore[misc]
+        detail = ", ".join(hop["dev"] for hop in lab.nexthops(prefix))
+        report.check(f"{prefix} has {count} next hops", seconds is not None, detail)
 
 
 def check_channels(lab: Lab, report: Report) -> None:
@@ -97,7 +174,9 @@ def check_far_ends(lab: Lab, report: Report) -> None:
         seen = {node: s for node, far_end in lab.far_ends.items() for s in far_end.sessions() if s.afi == afi}
         good = [node for node, s in seen.items() if s.established and s.prefixes_received == 1]
         detail = ", ".join(f"{node} {s.state} received {s.prefixes_received}" for node, s in seen.items())
-        report.check(f"edges see {afi} established and one prefix of ours", len(good) == len(lab.far_ends), detail)
+        report.check(
+            f"edges see {afi} established and one prefix of ours", len(good) == len(lab.far_ends), detail
+        )
 
 
 def check_ecmp(lab: Lab, report: Report) -> None:
@@ -125,10 +204,15 @@ def check_spread(lab: Lab, report: Report) -> None:
         arrived = spread(lab.network.branch, lab.network.cloud, address, FLOWS)
         after = lab.network.cloud.packets()
         share = {channel: after[node][0] - before[node][0] for node, channel in wires.items()}
-        detail = ", ".join(f"{channel} {count}" for channel, count in share.items()) + f"; {arrived} of {FLOWS} came back"
+        detail = (
+            ", ".join(f"{channel} {count}" for channel, count in share.items())
+            + f"; {arrived} of {FLOWS} came back"
+        )
         fair = FAIR_SHARE * FLOWS / len(wires)
         report.check(
-            f"{afi} traffic on all {len(wires)} channels", arrived == FLOWS and min(share.values()) >= fair, detail
+            f"{afi} traffic on all {len(wires)} channels",
+            arrived == FLOWS and min(share.values()) >= fair,
+            detail,
         )
 
 
@@ -175,10 +259,14 @@ def check_macsec(lab: Lab, report: Report, before: dict[str, tuple[int, int]]) -
         more_in, more_out = received - received_before, sent - sent_before
         same = suites[device].lower() == wanted
         report.check(
-            f"{device}: {wanted} counters move", same and more_in > 0 and more_out > 0, f"in {more_in}, out {more_out}"
+            f"{device}: {wanted} counters move",
+            same and more_in > 0 and more_out > 0,
+            f"in {more_in}, out {more_out}",
         )
     report.check(
-        "every channel has its secured port", len(after) == len(lab.topology.edges), ", ".join(after) or "none"
+        "every channel has its secured port",
+        len(after) == len(lab.topology.edges),
+        ", ".join(after) or "none",
     )
 
 
@@ -189,6 +277,8 @@ def check_cleartext(lab: Lab, report: Report) -> None:
     for channel, path in lab.stop_captures().items():
         clear, protected = cleartext_frames(path), protected_frames(path)
         total += protected
-        detail = f"{protected} MACsec frames, {len(clear)} in clear" + (f", first: {clear[0]}" if clear else "")
+        detail = f"{protected} MACsec frames, {len(clear)} in clear" + (
+            f", first: {clear[0]}" if clear else ""
+        )
         report.check(f"wire {channel}: nothing in clear", protected > 0 and not clear, detail)
     report.figure("macsec_frames_captured", total)

@@ -1,0 +1,41 @@
+"""Inside the machine: builds a lab for `lab up`, starts the router and stays with them."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+
+from router.errors import LabError
+from router.lab.lab import Lab
+from router.lab.machine import WORK
+from router.lab.topology import Topology
+
+
+def main() -> int:
+    """`python -m router.lab.keep EDGES`; the topology is in the machine's work directory."""
+
+    def say(event: str, text: str = "") -> None:
+        sys.stdout.write(json.dumps({"event": event, "text": text}) + "\n")
+        sys.stdout.flush()
+
+    lab = Lab(Topology.from_json((WORK / "topology.json").read_text()), sys.argv[1])
+    try:
+        say("progress", f"building {lab.topology.name}: {len(lab.topology.nodes)} nodes")
+        lab.build()
+        say("progress", f"starting {lab.edges_kind} on {', '.join(e.node for e in lab.topology.edges)}")
+        lab.start_edges()
+    except LabError as error:
+        say("error", str(error))
+        return 2
+    say("progress", "starting the router")
+    lab.router.start()
+    say("built")
+    # The far ends and the router are our children; the machine's end is ours.
+    signal.sigwait({signal.SIGTERM, signal.SIGINT})
+    lab.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
