@@ -70,7 +70,7 @@ class Fib:
     def __init__(self) -> None:
         self._ids = _Ids()
         self._groups: dict[int, _Group] = {}
-        self._group_of: dict[tuple[Afi, NexthopSet], _Group] = {}
+        self._group_of: dict[NexthopSet, _Group] = {}
         """The group that new routes with these next hops join. A restart may leave a second one."""
         self._of_route: dict[RouteKey, _Group] = {}
         self._route_installed: dict[tuple[int, Prefix], int] = {}
@@ -166,17 +166,6 @@ class Fib:
             if self._route_installed.pop(route, None) is not None and route in self._of_route:
                 self._touched.add(self._of_route[route])
 
-    def refused(self, ops: Iterable[FibOp]) -> None:
-        """The kernel refused these; the next `take_outputs` tries them again. Pace the retries."""
-        for op in ops:
-            match op:
-                case NexthopReplace() | GroupReplace():
-                    self.kernel_lost(ids=[op.id])
-                case RouteReplace():
-                    self.kernel_lost(routes=[(op.table, op.prefix)])
-                case NexthopDelete() | RouteDelete():
-                    pass  # idempotent: what is refused here is found by `resync`
-
     def resync(
         self,
         nexthops: Mapping[int, Nexthop],
@@ -225,7 +214,7 @@ class Fib:
             group = _Group(number, afis.pop(), key)
             group.installed = tuple(sorted(members))
             self._groups[number] = group
-            self._group_of.setdefault((group.afi, key), group)
+            self._group_of.setdefault(key, group)
             self._touched.add(group)
         for (table, prefix), number in routes.items():
             route = RouteKey(table, prefix)
@@ -287,7 +276,7 @@ class Fib:
 
     def _regroup(self) -> tuple[set[RouteKey], set[RouteKey]]:
         """Move routes to the groups they want; return those that moved and those that go."""
-        moves: dict[tuple[_Group | None, Afi, NexthopSet], list[RouteKey]] = {}
+        moves: dict[tuple[_Group | None, NexthopSet], list[RouteKey]] = {}
         removed: set[RouteKey] = set()
         kept: dict[RouteKey, NexthopSet] = {}
         for route, nexthops in self._wanted.items():
@@ -302,21 +291,21 @@ class Fib:
                 if group is not None:
                     self._leave(route, group)
                 continue
-            moves.setdefault((group, route.prefix.afi, nexthops), []).append(route)
+            moves.setdefault((group, nexthops), []).append(route)
         self._wanted = kept
         rerouted: set[RouteKey] = set()
-        for (group, afi, nexthops), routes in moves.items():
-            target = self._group_of.get((afi, nexthops))
+        for (group, nexthops), routes in moves.items():
+            target = self._group_of.get(nexthops)
             if target is None and group is not None and len(routes) == len(group.routes):
                 # All of them, and nobody else wants it yet: the group itself changes.
                 self._forget(group)
                 group.nexthops = nexthops
-                self._group_of[afi, nexthops] = group
+                self._group_of[nexthops] = group
                 self._touched.add(group)
                 continue
             if target is None:
-                target = _Group(self._ids.next(), afi, nexthops)
-                self._groups[target.id] = self._group_of[afi, nexthops] = target
+                target = _Group(self._ids.next(), routes[0].prefix.afi, nexthops)
+                self._groups[target.id] = self._group_of[nexthops] = target
             for route in routes:
                 if group is not None:
                     self._leave(route, group)
@@ -366,8 +355,8 @@ class Fib:
         return ops
 
     def _forget(self, group: _Group) -> None:
-        if self._group_of.get((group.afi, group.nexthops)) is group:
-            del self._group_of[group.afi, group.nexthops]
+        if self._group_of.get(group.nexthops) is group:
+            del self._group_of[group.nexthops]
 
     def _break_nexthops(self) -> list[FibOp]:
         """Delete nexthop objects that are in no group of the kernel."""

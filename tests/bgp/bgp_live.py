@@ -139,7 +139,10 @@ class Bench:
 
     def filter_bgp(self) -> None:
         """The peer's host drops what comes to its BGP port."""
-        rules = "table inet t { chain c { type filter hook input priority 0; tcp dport 179 drop\n } }"
+        rules = (
+            "add table inet t; add chain inet t c { type filter hook input priority 0 ; };"
+            "add rule inet t c tcp dport 179 drop"
+        )
         subprocess.run(["ip", "netns", "exec", self.peer, "nft", rules], check=True)
 
     # Peers
