@@ -293,7 +293,7 @@ class Daemon:
                 return self._refuse(file, [Finding(str(file), 0, 0, "", f"cannot be read: {reason}")])
             try:
                 loaded = load_text(text, str(file))
-                if findings := check_secrets(loaded.effective):
+                if findings := check_secrets(loaded.effective, loaded.origins):
                     return self._refuse(file, findings)
                 await self._change_over(loaded.effective)
             except ConfigErrors as error:

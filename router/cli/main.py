@@ -78,7 +78,7 @@ def _load(file: Path, *, json: bool, secrets: bool = True) -> Loaded:
         loaded = load(file)
     except ConfigErrors as error:
         _refuse(file, error.findings, json=json)
-    if secrets and (findings := check_secrets(loaded.effective)):
+    if secrets and (findings := check_secrets(loaded.effective, loaded.origins)):
         _refuse(file, [*loaded.warnings, *findings], json=json)
     return loaded
 
