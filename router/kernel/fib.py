@@ -158,6 +158,14 @@ class FibSocket:
                 return ObservedFib(nexthops, groups, routes)
         raise KernelError("the routing table changes faster than it can be read", errno.EINTR)
 
+    def dump(self, kind: int, body: bytes) -> list[memoryview]:
+        """Return the bodies of a dump, read again while the kernel says that it changed meanwhile."""
+        for _ in range(DUMP_ATTEMPTS):
+            bodies = list(self._dump(kind, body))
+            if None not in bodies:
+                return [b for b in bodies if b is not None]
+        raise KernelError("the interface table changes faster than it can be read", errno.EINTR)
+
     def _dump(self, kind: int, body: bytes) -> Iterator[memoryview | None]:
         """Yield the bodies of a dump; None where the kernel says that it was interrupted."""
         size = _HEADER.size + len(body)
@@ -166,7 +174,7 @@ class FibSocket:
             self._socket.send(_HEADER.pack(size, kind, NLM_F_REQUEST | NLM_F_DUMP, 0, 0) + body)
             while True:
                 for got, flags, _, content in _messages(self._socket.recv(1 << 17)):
-                    if flags & NLM_F_DUMP_INTR and got != NLMSG_ERROR:
+                    if flags & NLM_F_DUMP_INTR:
                         yield None
                     if got == NLMSG_DONE:
                         return

@@ -69,9 +69,13 @@ class TcGuard:
         self._route = route
 
     async def observe(self, links: Mapping[str, int]) -> dict[str, EgressGuard]:
-        """Read the filters of both directions of every device back."""
+        """Read the filters of both directions of every device that has any back."""
+        qdiscs = await self._route.get_qdiscs()
+        busy = {m["index"] async for m in qdiscs if m.get_attr("TCA_KIND") == "clsact"}
         guards = {}
         for device, index in links.items():
+            if index not in busy:
+                continue
             found = [await self._direction(index, parent) for parent in DIRECTIONS]
             if found[0] and found[0] == found[1]:
                 guards[device] = EgressGuard(device, found[0])

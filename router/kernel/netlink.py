@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from pyroute2 import AsyncIPRoute
 from pyroute2.netlink.exceptions import NetlinkDumpInterrupted, NetlinkError
-from pyroute2.netlink.rtnl.ifinfmsg import IFF_UP, ifinfmsg
+from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 
 from router.errors import KernelError, Unsupported
 from router.fib_ops import FibOp
@@ -26,7 +26,8 @@ from router.kernel import nft
 from router.kernel.events import EventSockets
 from router.kernel.fib import FibSocket
 from router.kernel.guard import GuardMechanism, detect_guard
-from router.kernel.macsec import ICV_OCTETS, VALIDATE_STRICT, macsec, suite_from_kernel
+from router.kernel.links import CreatedLink, read_links
+from router.kernel.macsec import ICV_OCTETS, VALIDATE_STRICT, macsec
 from router.kernel.secy import KernelSecy
 from router.model import ROUTE_PROTOCOL
 from router.reconcile.diff import Action, Verb
@@ -67,8 +68,6 @@ NUD_NAMES: Final = {
     0x80: "permanent",
 }
 
-CreatedLink = BondLink | MacsecLink | VrfLink | VlanLink
-
 
 class NetlinkKernel:
     """The kernel of the network namespace that the process is in. Make it with `open()`."""
@@ -80,9 +79,9 @@ class NetlinkKernel:
         self._fib = FibSocket()
         self._events = EventSockets(self._fib.port_id)
         self._secys: dict[str, KernelSecy] = {}
+        self._lock = asyncio.Lock()
+        """A netlink socket does one dump at a time; callers are several tasks."""
         self._filters: tuple[float, dict[Key, Object]] | None = None
-        self._dumping = asyncio.Lock()
-        """A socket has one dump under way at a time: the kernel answers a second one with EBUSY."""
 
     @classmethod
     async def open(cls, proc_sys: Path = Path("/proc/sys")) -> NetlinkKernel:
@@ -123,32 +122,23 @@ class NetlinkKernel:
 
     async def link_facts(self) -> Mapping[str, LinkFacts]:
         """Read every device, with counters."""
-        links, _ = await self._links()
-        return links
+        async with self._lock:
+            return self._facts()
+
+    def _facts(self) -> Mapping[str, LinkFacts]:
+        return read_links(self._fib)[0]
 
     async def observe(self, desired: DesiredState) -> ObservedState:
         """Read what carries our mark, every link's facts, and the sysctls that `desired` names."""
-        links, objects = await self._links()
-        unmarked = await self._addresses(desired, links, objects)
-        objects.update(await self._filter_objects(links))
+        async with self._lock:
+            links, objects = read_links(self._fib)
+            unmarked = await self._addresses(desired, links, objects)
+            objects.update(await self._filter_objects(links))
         for sysctl in desired.sysctls:
             value = self._read_sysctl(sysctl.path)
             if value is not None:
                 objects[sysctl.key] = Sysctl(sysctl.path, value, sysctl.device)
         return ObservedState(links, objects, frozenset(unmarked))
-
-    async def _links(self) -> tuple[dict[str, LinkFacts], dict[Key, Object]]:
-        messages = await self._dump(self._route.get_links)
-        names = {m["index"]: m.get_attr("IFLA_IFNAME") for m in messages}
-        links = {}
-        objects: dict[Key, Object] = {}
-        for message in messages:
-            facts = _facts(message, names)
-            links[facts.name] = facts
-            link = _our_link(message, facts, names) if facts.ours else None
-            if link is not None:
-                objects[link.key] = link
-        return links, objects
 
     async def _addresses(
         self, desired: DesiredState, links: Mapping[str, LinkFacts], objects: dict[Key, Object]
@@ -193,23 +183,27 @@ class NetlinkKernel:
 
     async def neighbours(self, device: str) -> Sequence[Neighbour]:
         """Read the neighbour table of a device, IPv4 and IPv6."""
-        index = (await self._require(device)).index
+        async with self._lock:
+            index = self._require(device).index
+            messages = [
+                message
+                for family in (AF_INET, AF_INET6)
+                for message in await self._dump(self._route.get_neighbours, family=family, ifindex=index)
+            ]
         found = []
-        for family in (AF_INET, AF_INET6):
-            for message in await self._dump(self._route.get_neighbours, family=family, ifindex=index):
-                state = NUD_NAMES.get(message["state"], str(message["state"]))
-                if state == "noarp":
-                    continue  # multicast groups, not neighbours
-                found.append(Neighbour(message.get_attr("NDA_DST"), message.get_attr("NDA_LLADDR"), state))
+        for message in messages:
+            state = NUD_NAMES.get(message["state"], str(message["state"]))
+            if state == "noarp":
+                continue  # multicast groups, not neighbours
+            found.append(Neighbour(message.get_attr("NDA_DST"), message.get_attr("NDA_LLADDR"), state))
         return found
 
     async def _dump(self, what: Any, **arguments: object) -> list[Any]:
         """Read a whole dump, again where the kernel says that it changed meanwhile."""
         for _ in range(DUMP_ATTEMPTS):
             try:
-                async with self._dumping:
-                    messages: AsyncIterator[Any] = await what(**arguments)
-                    return [message async for message in messages]
+                messages: AsyncIterator[Any] = await what(**arguments)
+                return [message async for message in messages]
             except NetlinkDumpInterrupted:
                 continue
             except NetlinkError as error:
@@ -220,6 +214,10 @@ class NetlinkKernel:
 
     async def apply(self, action: Action) -> None:
         """Do one action. Raises KernelError; repeating one that succeeded succeeds."""
+        async with self._lock:
+            await self._apply(action)
+
+    async def _apply(self, action: Action) -> None:
         removing = action.verb is Verb.DELETE
         match action.object:
             case PortLink() as port:
@@ -236,14 +234,14 @@ class NetlinkKernel:
                 self._filters = None
                 await (nft.delete_rules() if removing else nft.apply_rules(rules))
 
-    async def _require(self, device: str) -> LinkFacts:
-        facts = (await self.link_facts()).get(device)
+    def _require(self, device: str) -> LinkFacts:
+        facts = self._facts().get(device)
         if facts is None:
             raise KernelError(f"{device}: no such device", errno.ENODEV)
         return facts
 
     async def _set_port(self, port: PortLink) -> None:
-        facts = (await self.link_facts()).get(port.name)
+        facts = self._facts().get(port.name)
         if facts is None:
             raise KernelError(
                 f"{port.name}: no such device; plug it in, or correct the port's name in the configuration",
@@ -258,7 +256,7 @@ class NetlinkKernel:
                 await self._route.link("set", index=facts.index, mtu=port.mtu)
         master = port.bond or port.vrf
         if master and facts.master != master:
-            above = await self._require(master)
+            above = self._require(master)
             if port.bond and facts.up:  # a bond takes only members that are down
                 await self._route.link("set", index=facts.index, state="down")
             with _errors(f"{port.name}: member of {master}"):
@@ -268,7 +266,7 @@ class NetlinkKernel:
 
     async def _put_link(self, link: CreatedLink) -> None:
         """Create a device, or correct one that is ours. It comes up last, fully configured."""
-        links = await self.link_facts()
+        links = self._facts()
         facts = links.get(link.name)
         if facts is not None and not facts.ours:
             raise KernelError(
@@ -281,7 +279,7 @@ class NetlinkKernel:
         if facts is None:
             with _errors(what):
                 await self._create(link, attributes)
-            facts = await self._require(link.name)
+            facts = self._require(link.name)
         elif isinstance(link, BondLink | MacsecLink):
             changes = {k: v for k, v in attributes.items() if k not in _FIXED}
             with _errors(what):
@@ -290,7 +288,7 @@ class NetlinkKernel:
 
     async def _create(self, link: CreatedLink, attributes: dict[str, Any]) -> None:
         await self._route.link("add", ifname=link.name, kind=link.KIND, **attributes)
-        facts = await self._require(link.name)
+        facts = self._require(link.name)
         await self._route.link("set", index=facts.index, ifalias=f"{MARK}{link.KIND}")
         if isinstance(link, BondLink | MacsecLink):
             self._write_sysctl(("net", "ipv6", "conf", link.name, "disable_ipv6"), "1")
@@ -315,7 +313,7 @@ class NetlinkKernel:
                 await self._route.link("set", index=facts.index, state="up" if up else "down")
 
     async def _delete_link(self, link: CreatedLink) -> None:
-        facts = (await self.link_facts()).get(link.name)
+        facts = self._facts().get(link.name)
         if facts is None:
             return
         if not facts.ours:
@@ -324,7 +322,7 @@ class NetlinkKernel:
             await self._route.link("del", index=facts.index)
 
     async def _put_address(self, address: Address) -> None:
-        facts = await self._require(address.device)
+        facts = self._require(address.device)
         is_v6 = ":" in address.address
         # No broadcast address: these are links between two routers, and LANs that do without.
         extra: dict[str, Any] = {"flags": IFA_F_NODAD} if is_v6 else {}
@@ -341,7 +339,7 @@ class NetlinkKernel:
             )
 
     async def _delete_address(self, address: Address) -> None:
-        facts = (await self.link_facts()).get(address.device)
+        facts = self._facts().get(address.device)
         if facts is None:
             return
         with _errors(
@@ -356,11 +354,11 @@ class NetlinkKernel:
             )
 
     async def _put_guard(self, guard: EgressGuard) -> None:
-        facts = await self._require(guard.device)
+        facts = self._require(guard.device)
         await self._guards.install(guard, facts.index)
 
     async def _delete_guard(self, guard: EgressGuard) -> None:
-        facts = (await self.link_facts()).get(guard.device)
+        facts = self._facts().get(guard.device)
         if facts is not None:
             await self._guards.remove(guard, facts.index)
 
@@ -415,60 +413,6 @@ def _parent(device: str, parent: str, links: Mapping[str, LinkFacts]) -> int:
     if parent not in links:
         raise KernelError(f"{device}: its parent {parent} does not exist", errno.ENODEV)
     return links[parent].index
-
-
-def _facts(message: Any, names: Mapping[int, str]) -> LinkFacts:
-    info = message.get_attr("IFLA_LINKINFO")
-    stats = message.get_attr("IFLA_STATS64") or {}
-    return LinkFacts(
-        name=message.get_attr("IFLA_IFNAME"),
-        index=message["index"],
-        kind=info.get_attr("IFLA_INFO_KIND") if info is not None else None,
-        alias=message.get_attr("IFLA_IFALIAS") or "",
-        mac=message.get_attr("IFLA_ADDRESS") or "",
-        mtu=message.get_attr("IFLA_MTU") or 0,
-        up=bool(message["flags"] & IFF_UP),
-        carrier=bool(message.get_attr("IFLA_CARRIER")),
-        operstate=(message.get_attr("IFLA_OPERSTATE") or "unknown").lower(),
-        master=names.get(message.get_attr("IFLA_MASTER")),
-        stats={name: value for name, value in stats.items() if isinstance(value, int)},
-    )
-
-
-def _our_link(message: Any, facts: LinkFacts, names: Mapping[int, str]) -> CreatedLink | None:
-    """Turn a link message into the object that we would have asked for."""
-    data = message.get_attr("IFLA_LINKINFO").get_attr("IFLA_INFO_DATA") if facts.kind else None
-    if data is None:
-        return None
-    parent = names.get(message.get_attr("IFLA_LINK"), "")
-    match facts.kind:
-        case "macsec":
-            intact = (
-                data.get_attr("IFLA_MACSEC_ENCRYPT") == 1
-                and data.get_attr("IFLA_MACSEC_PROTECT") == 1
-                and data.get_attr("IFLA_MACSEC_VALIDATION") == VALIDATE_STRICT
-            )
-            return MacsecLink(
-                facts.name,
-                parent,
-                facts.mtu,
-                sci_port=int.from_bytes(bytes(data.get_attr("IFLA_MACSEC_SCI"))[6:], "big"),
-                suite=suite_from_kernel(data.get_attr("IFLA_MACSEC_CIPHER_SUITE")),
-                # A device that does not protect or validate is never equal to a desired one.
-                replay_window=(data.get_attr("IFLA_MACSEC_WINDOW") or 0) if intact else -1,
-                send_sci=bool(data.get_attr("IFLA_MACSEC_INC_SCI")),
-                up=facts.up,
-            )
-        case "vlan":
-            vid = data.get_attr("IFLA_VLAN_ID")
-            return VlanLink(facts.name, parent, vid, facts.mtu, facts.master, up=facts.up)
-        case "vrf":
-            return VrfLink(facts.name, data.get_attr("IFLA_VRF_TABLE"))
-        case "bond":
-            fast = data.get_attr("IFLA_BOND_AD_LACP_RATE") == 1
-            return BondLink(facts.name, fast, data.get_attr("IFLA_BOND_MIN_LINKS"))
-        case _:
-            return None
 
 
 def _reason(error: NetlinkError) -> str:
