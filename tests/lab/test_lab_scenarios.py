@@ -1,0 +1,64 @@
+"""The scenarios, through the command a user types: exit status and JSON."""
+
+import contextlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from router.lab import detect
+from router.lab.scenario import all_scenarios
+
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
+
+RUNS = [(s.name, s.edges[0]) for s in all_scenarios()] + [
+    ("four-channels", "bird"),
+    ("four-channels", "gobgp"),
+]
+
+
+def lab(*arguments):
+    command = [sys.executable, "-m", "router.cli.main", "lab", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=800, check=False)
+
+
+def leftovers():
+    """Lab processes and directories of this machine."""
+    found = [path.name for path in Path("/run").glob("lastmile-lab*")]
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if b"router/lab/agent.py" in (entry / "cmdline").read_bytes():
+                found.append(entry.name)
+    return set(found)
+
+
+@pytest.mark.parametrize(("name", "edges"), RUNS, ids=[f"{name}-{edges}" for name, edges in RUNS])
+def test_scenario(name, edges):
+    """It ends with 0, prints the documented JSON, and every check in it holds."""
+    before = leftovers()
+    done = lab("run", name, "--edges", edges, "--json")
+    assert done.stdout, done.stderr
+    data = json.loads(done.stdout)
+    failed = [check for check in data["checks"] if not check["ok"]]
+    assert not failed, json.dumps(failed, indent=1) + done.stderr[-3000:]
+    assert (done.returncode, data["ok"], data["scenario"]) == (0, True, name)
+    assert data["checks"]
+    assert set(data) == {"scenario", "ok", "checks", "figures"}
+    assert leftovers() <= before
+
+
+def test_unknown_scenario_is_a_sentence():
+    """Exit status 2, the known names, no traceback."""
+    done = lab("run", "five-channels")
+    assert done.returncode == 2
+    assert "four-channels" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_choice_of_machine_says_why():
+    """One line, whichever it is."""
+    kind, reason = detect.choose("auto")
+    assert kind in {"host", "guest"}
+    assert "\n" not in reason
