@@ -262,6 +262,7 @@ class Cp:
         self.latest: Slot | None = None
         self.old: Slot | None = None
         self.port = PortState.CLOSED
+        self._port_told = False
         self.using_transmit_sa = False
         self.enable_refusals = 0
         self.transmit_when: float | None = None
@@ -365,7 +366,7 @@ class Cp:
         assert self.state is CpState.INIT
         self.state = CpState.RETIRE
         self.connect = self.connect_acted = Connect.SECURE
-        self.port = PortState.SECURED
+        self._set_port(PortState.SECURED)
         self.old = Slot(key, rx=True, tx=True)
         self._receive_scs = set(key.members) - {self._sci}
         self._configured = (key.suite, key.confidentiality)
@@ -548,9 +549,9 @@ class Cp:
             self._repeat_at = None
 
     def _set_port(self, state: PortState) -> None:
-        if state is self.port:
+        if state is self.port and self._port_told:
             return
-        self.port = state
+        self.port, self._port_told = state, True
         self._repeat = [
             operation for operation in self._repeat if not isinstance(operation, SetControlledPort)
         ]

@@ -17,7 +17,7 @@ import argparse
 import sys
 from random import Random
 
-from mka_world import CAK, Node, Violation, World, sci_of
+from mka_world import Node, Violation, World
 
 from router.mka.events import EnableTransmit, PortState
 from router.mka.kay import KeyEntry
@@ -238,4 +238,5 @@ if __name__ == "__main__":
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=1_000_000)
     arguments = parser.parse_args()
-    print("episodes %d, MKPDUs %d" % explore(arguments.seed, arguments.steps))  # noqa: T201
+    count, sent = explore(arguments.seed, arguments.steps)
+    print(f"episodes {count}, MKPDUs {sent}")  # noqa: T201

@@ -37,7 +37,7 @@ CKN = b"\x01\x02\x03"
 KEY = KeyEntry(CKN, CAK)
 
 
-class Violation(AssertionError):
+class Violation(AssertionError):  # noqa: N818 - reads as what happened
     """A rule that holds between SecYs was broken."""
 
 
