@@ -100,14 +100,25 @@ INLINE __m512i swap_halves(__m512i x)
     return _mm512_shuffle_epi32(x, (_MM_PERM_ENUM)0x4e);
 }
 
-/* four big-endian counters n, n+1, n+2, n+3 in the last words of four otherwise zero blocks */
+/* four counters n, n+1, n+2, n+3 in the last words of four otherwise zero blocks */
 INLINE __m512i counters(uint32_t n)
 {
     const __m512i steps = _mm512_set_epi32(3, 0, 0, 0, 2, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0);
+    return _mm512_add_epi32(_mm512_maskz_set1_epi32(0x8888, (int)n), steps);
+}
+
+/* n added to each of them */
+INLINE __m512i count_on(__m512i counters, int n)
+{
+    return _mm512_add_epi32(counters, _mm512_maskz_set1_epi32(0x8888, n));
+}
+
+/* as they stand in the blocks: big-endian */
+INLINE __m512i counter_blocks(__m512i counters)
+{
     const __m512i swap_last = _mm512_broadcast_i32x4(
         _mm_set_epi8(12, 13, 14, 15, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1));
-    __m512i n4 = _mm512_maskz_set1_epi32(0x8888, (int)n);
-    return _mm512_shuffle_epi8(_mm512_add_epi32(n4, steps), swap_last);
+    return _mm512_shuffle_epi8(counters, swap_last);
 }
 
 /* The low five bits of the 32 counters of a turn that begins with 2 modulo 32. */
@@ -245,33 +256,46 @@ INLINE __m512i hash_aad(const struct vaes512_key *key, const uint8_t *aad, uint3
 
 /* ---- stream: quads of frames ---- */
 
-/* Where the hash of a quad stands. */
+/* Four frames. */
 struct quad {
-    struct gcm_op *const *op; /* four */
-    uint32_t chunks;          /* to come, with this one */
-    int32_t e[FRAMES];        /* the power that the next unit's first block meets */
-    int32_t chunk_e[FRAMES];  /* and that the first one of the chunk met */
-    uint32_t at;              /* offset of the next unit to be hashed */
-    uint32_t chunk_end;       /* offset of the end of the chunk */
-    int digested;             /* `digest` stands for all that came before this chunk; if not, */
-                              /* that is an AAD of at most SHORT_AAD octets */
-    __m512i digest, j0;       /* a lane a frame */
+    struct gcm_op *op[FRAMES];
+    uint8_t *data[FRAMES];
+    uint32_t len[FRAMES]; /* of the data */
+    uint32_t end, whole;  /* the longest and the shortest of them */
+};
+
+/* The first four of `ops`, which have the same lengths, or else those of `list`. */
+INLINE struct quad quad_of(struct gcm_op *ops, struct gcm_op *const *list, int same)
+{
+    struct quad q = {.end = 0, .whole = UINT32_MAX};
+
+    UNROLL for (int f = 0; f < FRAMES; f++)
+    {
+        q.op[f] = same ? ops + f : list[f];
+        q.data[f] = q.op[f]->data;
+        q.len[f] = same ? ops->data_len : q.op[f]->data_len;
+        q.end = q.len[f] > q.end ? q.len[f] : q.end;
+        q.whole = q.len[f] < q.whole ? q.len[f] : q.whole;
+    }
+    return q;
+}
+
+/* Where the hash of a quad stands. */
+struct hash {
+    uint32_t at;             /* offset of the next unit */
+    uint32_t chunk_end;      /* offset of the end of the chunk */
+    uint32_t chunks;         /* to come, with this one */
+    int32_t e[FRAMES];       /* the power that the next unit's first block meets */
+    int32_t chunk_e[FRAMES]; /* and that the first one of the chunk met */
+    int digested;            /* `digest` stands for all that came before this chunk; if not, that */
+                             /* is an AAD of at most SHORT_AAD octets */
+    __m512i digest;          /* a lane a frame */
 };
 
 INLINE uint32_t chunks(uint32_t data_len)
 {
     uint32_t n = units(data_len);
     return n <= LAST_CHUNK ? 1 : 1 + (n - LAST_CHUNK + CHUNK - 1) / CHUNK;
-}
-
-INLINE void quad_begin_chunk(struct quad *q)
-{
-    UNROLL for (int f = 0; f < FRAMES; f++)
-    {
-        uint32_t left = q->op[f]->data_len - q->at;
-        q->chunk_e[f] = q->e[f] = q->chunks > 1 ? 4 * CHUNK : (int32_t)blocks(left) + 1;
-    }
-    q->chunk_end = q->at + (q->chunks > 1 ? CHUNK : LAST_CHUNK) * UNIT;
 }
 
 INLINE __m512i four_blocks(__m128i a, __m128i b, __m128i c, __m128i d)
@@ -304,16 +328,16 @@ INLINE struct sums pair_sums(const struct sums *a, const struct sums *b)
 /* AADs of two frames, two blocks each, into the shared sums of these frames. An AAD stands before
  * the data, so it meets the powers above the data's. */
 INLINE void add_short_aads(const struct vaes512_key *key, struct sums *pair, const struct quad *q,
-                           int a, int b, int same)
+                           const struct hash *hash, int a, int b, int same)
 {
     const struct gcm_op *op[2] = {q->op[a], q->op[b]};
     __m256i x[2], h[2], k[2];
 
     UNROLL for (int i = 0; i < 2; i++)
     {
-        const int from = same ? 0 : i;
-        const int at = POWERS - q->chunk_e[same ? 0 : i ? b : a] - (int)blocks(op[from]->aad_len);
-        const __mmask32 mask = (__mmask32)_bzhi_u64(~0ULL, op[from]->aad_len);
+        const uint32_t len = same ? q->op[0]->aad_len : op[i]->aad_len;
+        const int at = POWERS - hash->chunk_e[same ? 0 : i ? b : a] - (int)blocks(len);
+        const __mmask32 mask = (__mmask32)_bzhi_u64(~0ULL, len);
         x[i] = _mm256_maskz_loadu_epi8(mask, op[i]->aad);
         h[i] = _mm256_loadu_si256((const __m256i *)&key->h[at]);
         k[i] = _mm256_loadu_si256((const __m256i *)&key->k[at]);
@@ -336,40 +360,40 @@ INLINE struct sums length_sums(const struct vaes512_key *key, struct gcm_op *con
 }
 
 /* What has been summed up of a chunk, and what came before it, into the digest. */
-INLINE void quad_end_chunk(const struct vaes512_key *key, struct quad *q, struct sums *sums,
-                           const struct sums *lengths, int same)
+INLINE void hash_end_chunk(const struct vaes512_key *key, struct hash *hash, const struct quad *q,
+                           struct sums *sums, const struct sums *lengths, int same)
 {
     struct sums ab = pair_sums(&sums[0], &sums[1]), cd = pair_sums(&sums[2], &sums[3]), all;
 
-    if (!q->digested) {
-        add_short_aads(key, &ab, q, 0, 1, same);
-        add_short_aads(key, &cd, q, 2, 3, same);
+    if (!hash->digested) {
+        add_short_aads(key, &ab, q, hash, 0, 1, same);
+        add_short_aads(key, &cd, q, hash, 2, 3, same);
     }
     all.lo = quad_lanes(ab.lo, cd.lo);
     all.mid = quad_lanes(ab.mid, cd.mid);
     all.hi = quad_lanes(ab.hi, cd.hi);
-    if (q->digested) {
+    if (hash->digested) {
         const __m128i *h = &key->h[POWERS], *k = &key->k[POWERS];
-        const int32_t *e = q->chunk_e;
-        multiply_add(&all, q->digest, four_blocks(h[-e[0]], h[-e[1]], h[-e[2]], h[-e[3]]),
+        const int32_t *e = hash->chunk_e;
+        multiply_add(&all, hash->digest, four_blocks(h[-e[0]], h[-e[1]], h[-e[2]], h[-e[3]]),
                      four_blocks(k[-e[0]], k[-e[1]], k[-e[2]], k[-e[3]]));
     }
-    if (q->chunks == 1) {
+    if (hash->chunks == 1) {
         all.lo = _mm512_xor_si512(all.lo, lengths->lo);
         all.mid = _mm512_xor_si512(all.mid, lengths->mid);
         all.hi = _mm512_xor_si512(all.hi, lengths->hi);
     }
-    q->digest = reduce(&all);
-    q->digested = 1;
-    q->chunks--;
+    hash->digest = reduce(&all);
+    hash->digested = 1;
+    hash->chunks--;
     UNROLL for (int f = 0; f < FRAMES; f++) sums[f] = no_sums();
 }
 
 /* The last digest is the tag but for E(J0). */
-INLINE void quad_finish(const struct quad *q, int open)
+INLINE void quad_finish(struct quad *q, const struct hash *hash, __m512i j0, int open)
 {
-    __m512i tags = _mm512_xor_si512(byte_swap(q->digest), q->j0);
-    struct gcm_op *const *op = q->op;
+    __m512i tags = _mm512_xor_si512(byte_swap(hash->digest), j0);
+    struct gcm_op **op = q->op;
 
     UNROLL for (int f = 0; f < FRAMES; f++) op[f]->ok = 1;
     if (open) {
@@ -391,35 +415,74 @@ INLINE void quad_finish(const struct quad *q, int open)
     }
 }
 
-/* One step: the cipher on units [at, at + width) of the quad `op`, and the hash of as many units
- * of `q`, each frame into its sums. Only one of the two where the other's `op` is NULL. In the
- * first step of a quad E(J0) goes along, in `j0`. With `same`, all frames have the lengths of the
- * first. `width` and all that follow `at` are constants to the compiler. */
-INLINE void step(const struct vaes512_key *key, struct gcm_op *const *op, const __m512i *iv,
-                 __m512i *j0, uint32_t at, struct quad *q, struct sums *sums, int rounds, int width,
-                 int same, int cipher, int hash, int first)
+INLINE void hash_begin_chunk(struct hash *hash, const struct quad *q)
 {
-    __m512i s[FRAMES * STEP_MAX], h[STEP_MAX], k[STEP_MAX];
-    __mmask64 mask[STEP_MAX], hash_mask[STEP_MAX];
+    UNROLL for (int f = 0; f < FRAMES; f++)
+    {
+        hash->chunk_e[f] = hash->e[f] =
+            hash->chunks > 1 ? 4 * CHUNK : (int32_t)blocks(q->len[f] - hash->at) + 1;
+    }
+    hash->chunk_end = hash->at + (hash->chunks > 1 ? CHUNK : LAST_CHUNK) * UNIT;
+}
+
+/* With `single`, no frame is longer than one chunk. */
+INLINE void hash_begin(const struct vaes512_key *key, struct hash *hash, const struct quad *q,
+                       int same, int single)
+{
+    int short_aad = 1;
+
+    UNROLL for (int f = 0; f < (same ? 1 : FRAMES); f++)
+        short_aad &= q->op[f]->aad_len <= SHORT_AAD;
+    hash->at = 0;
+    hash->chunks = single ? 1 : chunks(q->end);
+    hash->digested = !short_aad;
+    hash->digest = _mm512_setzero_si512();
+    if (__builtin_expect(!short_aad, 0)) {
+        __m128i y[FRAMES];
+        for (int f = 0; f < FRAMES; f++)
+            y[f] = _mm512_castsi512_si128(hash_aad(key, q->op[f]->aad, q->op[f]->aad_len));
+        hash->digest = four_blocks(y[0], y[1], y[2], y[3]);
+    }
+    hash_begin_chunk(hash, q);
+}
+
+/* What a step does with the units that it is given: whole ones need no masks. */
+enum part { NONE, WHOLE, MASKED };
+
+INLINE __m512i load_unit(const uint8_t *at, enum part part, __mmask64 mask)
+{
+    return part == WHOLE ? _mm512_loadu_si512(at) : _mm512_maskz_loadu_epi8(mask, at);
+}
+
+/* One step: the cipher on the next units of the frames `c`, at the offset `at`; and the hash of as
+ * many units of the frames `h`, each into its sums. In the first step of a quad J0 is encrypted,
+ * too. With `same`, all frames have the lengths of the first. All arguments that follow `sums` are
+ * constants to the compiler. */
+INLINE void step(const struct vaes512_key *key, const struct quad *c, const __m512i *iv,
+                 __m512i *counter, __m512i *j0, uint32_t at, const struct quad *h,
+                 struct hash *hash, struct sums *sums, int rounds, int width, int same,
+                 enum part cipher, enum part hashed, int first)
+{
     const int slots = FRAMES * width;
+    __m512i s[FRAMES * STEP_MAX], power[STEP_MAX], folded[STEP_MAX];
+    __mmask64 mask[STEP_MAX], hash_mask[STEP_MAX];
 
     if (cipher) {
         UNROLL for (int w = 0; w < width; w++)
         {
-            __m512i counter = counters(2 + (at / UNIT + (uint32_t)w) * 4);
-            mask[w] = unit_mask((int64_t)op[0]->data_len - at - w * UNIT);
+            __m512i n = counter_blocks(*counter);
+            *counter = count_on(*counter, 4);
             UNROLL for (int f = 0; f < FRAMES; f++)
-                s[f * width + w] = _mm512_xor_si512(iv[f], counter);
+                s[f * width + w] = _mm512_xor_si512(iv[f], n);
+            mask[w] = unit_mask((int64_t)c->len[0] - at - w * UNIT);
         }
     }
-    if (hash) {
+    if (hashed) {
         UNROLL for (int w = 0; w < width; w++)
         {
-            hash_mask[w] = unit_mask((int64_t)q->op[0]->data_len - q->at - w * UNIT);
-            if (same) {
-                h[w] = powers(key, q->e[0] - 4 * w);
-                k[w] = powers_folded(key, q->e[0] - 4 * w);
-            }
+            hash_mask[w] = unit_mask((int64_t)h->len[0] - hash->at - w * UNIT);
+            power[w] = powers(key, hash->e[0] - 4 * w);
+            folded[w] = powers_folded(key, hash->e[0] - 4 * w);
         }
     }
     UNROLL for (int r = 1; r < rounds; r++)
@@ -436,16 +499,18 @@ INLINE void step(const struct vaes512_key *key, struct gcm_op *const *op, const 
         }
         UNROLL for (int i = 0; i < slots; i++)
         {
-            if (hash && i * (rounds - 1) / slots == r - 1) {
+            if (hashed && i * (rounds - 1) / slots == r - 1) {
                 const int f = i / width, w = i % width;
                 const __mmask64 m =
-                    same ? hash_mask[w]
-                         : unit_mask((int64_t)q->op[f]->data_len - q->at - w * UNIT);
-                __m512i x = _mm512_maskz_loadu_epi8(m, q->op[f]->data + q->at + w * UNIT);
-                int32_t e = q->e[f] - 4 * w;
-                e = e < 0 ? 0 : e;
-                multiply_add(&sums[f], byte_swap(x), same ? h[w] : powers(key, e),
-                             same ? k[w] : powers_folded(key, e));
+                    same ? hash_mask[w] : unit_mask((int64_t)h->len[f] - hash->at - w * UNIT);
+                __m512i x = byte_swap(load_unit(h->data[f] + hash->at + w * UNIT, hashed, m));
+                if (same) {
+                    multiply_add(&sums[f], x, power[w], folded[w]);
+                } else {
+                    int32_t e = hash->e[f] - 4 * w;
+                    e = e < 0 ? 0 : e; /* a frame that has ended meets the padding */
+                    multiply_add(&sums[f], x, powers(key, e), powers_folded(key, e));
+                }
             }
         }
     }
@@ -454,101 +519,91 @@ INLINE void step(const struct vaes512_key *key, struct gcm_op *const *op, const 
         UNROLL for (int i = 0; i < slots; i++)
         {
             const int f = i / width, w = i % width;
-            const __mmask64 m =
-                same ? mask[w] : unit_mask((int64_t)op[f]->data_len - at - w * UNIT);
-            uint8_t *data = op[f]->data + at + w * UNIT;
+            const __mmask64 m = same ? mask[w] : unit_mask((int64_t)c->len[f] - at - w * UNIT);
+            uint8_t *data = c->data[f] + at + w * UNIT;
             s[i] = _mm512_aesenclast_epi128(s[i], rk);
-            s[i] = _mm512_xor_si512(s[i], _mm512_maskz_loadu_epi8(m, data));
-            _mm512_mask_storeu_epi8(data, m, s[i]);
+            s[i] = _mm512_xor_si512(s[i], load_unit(data, cipher, m));
+            if (cipher == WHOLE)
+                _mm512_storeu_si512(data, s[i]);
+            else
+                _mm512_mask_storeu_epi8(data, m, s[i]);
         }
         if (first)
             *j0 = _mm512_aesenclast_epi128(*j0, rk);
     }
-    if (hash) {
-        q->at += (uint32_t)width * UNIT;
-        UNROLL for (int f = 0; f < FRAMES; f++) q->e[f] -= 4 * width;
+    if (hashed) {
+        hash->at += (uint32_t)width * UNIT;
+        UNROLL for (int f = 0; f < FRAMES; f++) hash->e[f] -= 4 * width;
     }
 }
 
-/* `quads` times four frames. The frames of a quad have the same number of chunks; with `same`, all
- * frames have the same lengths. `width`: units of a frame in a step. */
-INLINE void stream(const struct vaes512_key *key, struct gcm_op *const *op, size_t quads,
-                   int rounds, int open, int same, int width)
+/* Four times `quads` frames: of `ops`, all of the same lengths; or else (`same` is 0) one quad, the
+ * frames of `list`, which have the same number of chunks. `width`: units of a frame in a step; with
+ * `single`, one step is enough for a frame. */
+INLINE void stream(const struct vaes512_key *key, struct gcm_op *ops, struct gcm_op *const *list,
+                   size_t quads, int rounds, int open, int same, int width, int single)
 {
+    const uint32_t stride = (uint32_t)width * UNIT;
     struct sums sums[FRAMES] = {no_sums(), no_sums(), no_sums(), no_sums()}, lengths;
-    struct quad q = {.op = NULL};
+    struct hash hash = {.at = 0};
+    struct quad q = quad_of(ops, list, same);
+    __m512i j0, j0_before = _mm512_setzero_si512();
 
-    if (same)
-        lengths = length_sums(key, op);
-    for (; quads > 0; quads--, op += FRAMES) {
-        __m512i iv[FRAMES], j0;
-        uint32_t end = 0, at = 0;
-        int long_aad = 0;
+    lengths = length_sums(key, q.op);
+    for (size_t i = 0; i < quads; i++) {
+        __m512i iv[FRAMES], counter = counters(2);
+        uint32_t at = stride;
 
+        q = quad_of(ops + FRAMES * i, list, same);
         UNROLL for (int f = 0; f < FRAMES; f++)
-        {
-            iv[f] = _mm512_xor_si512(iv_blocks(op[f]), key->rk[0]);
-            if (!same || f == 0) {
-                end = op[f]->data_len > end ? op[f]->data_len : end;
-                long_aad |= op[f]->aad_len > SHORT_AAD;
-            }
-        }
+            iv[f] = _mm512_xor_si512(iv_blocks(q.op[f]), key->rk[0]);
         /* J0: the IVs of four frames, each with counter 1 */
         j0 = _mm512_mask_mov_epi64(iv[0], 0x0c, iv[1]);
         j0 = _mm512_mask_mov_epi64(j0, 0x30, iv[2]);
         j0 = _mm512_mask_mov_epi64(j0, 0xc0, iv[3]);
         j0 = _mm512_xor_si512(j0, _mm512_maskz_set1_epi32(0x8888, 1 << 24));
 
-        /* Sealing, the hash is a step behind: here it ends the quad before. */
-        if (!open) {
-            if (q.op != NULL) {
-                step(key, op, iv, &j0, 0, &q, sums, rounds, width, same, 1, 1, 1);
-                quad_end_chunk(key, &q, sums, &lengths, same);
-                quad_finish(&q, 0);
+        /* Sealing, the hash is a step behind: this one ends the quad before. */
+        if (open) {
+            hash_begin(key, &hash, &q, same, single);
+            step(key, &q, iv, &counter, &j0, 0, &q, &hash, sums, rounds, width, same, MASKED,
+                 MASKED, 1);
+        } else {
+            if (i == 0) {
+                step(key, &q, iv, &counter, &j0, 0, NULL, NULL, NULL, rounds, width, same, MASKED,
+                     NONE, 1);
             } else {
-                step(key, op, iv, &j0, 0, &q, sums, rounds, width, same, 1, 0, 1);
+                struct quad before = quad_of(ops + FRAMES * (i - 1), list, same);
+                step(key, &q, iv, &counter, &j0, 0, &before, &hash, sums, rounds, width, same,
+                     MASKED, MASKED, 1);
+                hash_end_chunk(key, &hash, &before, sums, &lengths, same);
+                quad_finish(&before, &hash, j0_before, 0);
             }
-            at = (uint32_t)width * UNIT;
+            hash_begin(key, &hash, &q, same, single);
+            j0_before = j0;
         }
-        q.op = op;
-        q.at = 0;
-        q.chunks = chunks(end);
-        q.digested = long_aad;
-        if (__builtin_expect(long_aad, 0)) {
-            __m512i y[FRAMES];
-            for (int f = 0; f < FRAMES; f++)
-                y[f] = hash_aad(key, op[f]->aad, op[f]->aad_len);
-            q.digest = four_blocks(_mm512_castsi512_si128(y[0]), _mm512_castsi512_si128(y[1]),
-                                   _mm512_castsi512_si128(y[2]), _mm512_castsi512_si128(y[3]));
-        }
-        quad_begin_chunk(&q);
-        if (!same)
-            lengths = length_sums(key, op);
-        if (open) {
-            step(key, op, iv, &j0, 0, &q, sums, rounds, width, same, 1, 1, 1);
-            at = (uint32_t)width * UNIT;
-        }
-        q.j0 = j0;
-        for (; at < end; at += (uint32_t)width * UNIT) {
-            if (open && q.at == q.chunk_end) {
-                quad_end_chunk(key, &q, sums, &lengths, same);
-                quad_begin_chunk(&q);
-            }
-            step(key, op, iv, &j0, at, &q, sums, rounds, width, same, 1, 1, 0);
-            if (!open && q.at == q.chunk_end) {
-                quad_end_chunk(key, &q, sums, &lengths, same);
-                quad_begin_chunk(&q);
+        while (!single && at < q.end) {
+            for (; at + stride <= q.whole && hash.at < hash.chunk_end; at += stride)
+                step(key, &q, iv, &counter, NULL, at, &q, &hash, sums, rounds, width, same, WHOLE,
+                     WHOLE, 0);
+            if (hash.at >= hash.chunk_end) {
+                hash_end_chunk(key, &hash, &q, sums, &lengths, same);
+                hash_begin_chunk(&hash, &q);
+            } else if (at < q.end) {
+                step(key, &q, iv, &counter, NULL, at, &q, &hash, sums, rounds, width, same, MASKED,
+                     MASKED, 0);
+                at += stride;
             }
         }
         if (open) {
-            quad_end_chunk(key, &q, sums, &lengths, same);
-            quad_finish(&q, 1);
+            hash_end_chunk(key, &hash, &q, sums, &lengths, same);
+            quad_finish(&q, &hash, j0, 1);
         }
     }
     if (!open) {
-        step(key, NULL, NULL, NULL, 0, &q, sums, rounds, width, same, 0, 1, 0);
-        quad_end_chunk(key, &q, sums, &lengths, same);
-        quad_finish(&q, 0);
+        step(key, NULL, NULL, NULL, NULL, 0, &q, &hash, sums, rounds, width, same, NONE, MASKED, 0);
+        hash_end_chunk(key, &hash, &q, sums, &lengths, same);
+        quad_finish(&q, &hash, j0, 0);
     }
 }
 
@@ -615,7 +670,7 @@ INLINE void solo(const struct vaes512_key *key, struct gcm_op *op, int rounds, i
     uint8_t *data = op->data;
     uint32_t left = op->data_len, n = 2;
     __m512i y = hash_aad(key, op->aad, op->aad_len);
-    __m512i s[2], j0 = _mm512_xor_si512(iv, counters(1));
+    __m512i s[2], j0 = _mm512_xor_si512(iv, counter_blocks(counters(1)));
 
     aes_units(key, &j0, 1, rounds);
     if (left > TURN_OCTETS + REST) {
@@ -635,7 +690,7 @@ INLINE void solo(const struct vaes512_key *key, struct gcm_op *op, int rounds, i
     int32_t e = (int32_t)blocks(left) + 1;
     for (; left > 0; left -= left < 2 * UNIT ? left : 2 * UNIT, data += 2 * UNIT, n += 8) {
         UNROLL for (int i = 0; i < 2; i++)
-            s[i] = _mm512_xor_si512(iv, counters(n + 4 * (uint32_t)i));
+            s[i] = _mm512_xor_si512(iv, counter_blocks(counters(n + 4 * (uint32_t)i)));
         aes_units(key, s, 2, rounds);
         UNROLL for (int i = 0; i < 2; i++)
         {
@@ -667,37 +722,40 @@ INLINE void solo(const struct vaes512_key *key, struct gcm_op *op, int rounds, i
 
 /* ---- one function per number of rounds and direction: the compiler unrolls each ---- */
 
-typedef void stream_fn(const struct vaes512_key *key, struct gcm_op *const *op, size_t quads);
+typedef void equal_fn(const struct vaes512_key *key, struct gcm_op *ops, size_t quads);
+typedef void mixed_fn(const struct vaes512_key *key, struct gcm_op *const *op);
 typedef void solo_fn(const struct vaes512_key *key, struct gcm_op *op);
 
 struct kernels {
-    stream_fn *tiny;  /* quads of one length, up to a unit */
-    stream_fn *equal; /* quads of one length */
-    stream_fn *mixed;
+    equal_fn *one, *two, *equal; /* quads of one length: up to one unit, two units, any */
+    mixed_fn *mixed;             /* a quad of several lengths */
     solo_fn *solo;
 };
 
 #define NOINLINE static __attribute__((noinline))
 #define KERNELS(name, rounds, open)                                                                \
-    NOINLINE void tiny_##name(const struct vaes512_key *k, struct gcm_op *const *op, size_t quads) \
+    NOINLINE void one_##name(const struct vaes512_key *key, struct gcm_op *ops, size_t quads)      \
     {                                                                                              \
-        stream(k, op, quads, rounds, open, 1, 1);                                                  \
+        stream(key, ops, NULL, quads, rounds, open, 1, 1, 1);                                      \
     }                                                                                              \
-    NOINLINE void equal_##name(const struct vaes512_key *k, struct gcm_op *const *op,              \
-                               size_t quads)                                                       \
+    NOINLINE void two_##name(const struct vaes512_key *key, struct gcm_op *ops, size_t quads)      \
     {                                                                                              \
-        stream(k, op, quads, rounds, open, 1, 2);                                                  \
+        stream(key, ops, NULL, quads, rounds, open, 1, 2, 1);                                      \
     }                                                                                              \
-    NOINLINE void mixed_##name(const struct vaes512_key *k, struct gcm_op *const *op,              \
-                               size_t quads)                                                       \
+    NOINLINE void equal_##name(const struct vaes512_key *key, struct gcm_op *ops, size_t quads)    \
     {                                                                                              \
-        stream(k, op, quads, rounds, open, 0, 2);                                                  \
+        stream(key, ops, NULL, quads, rounds, open, 1, 2, 0);                                      \
     }                                                                                              \
-    NOINLINE void solo_##name(const struct vaes512_key *k, struct gcm_op *op)                      \
+    NOINLINE void mixed_##name(const struct vaes512_key *key, struct gcm_op *const *op)            \
     {                                                                                              \
-        solo(k, op, rounds, open);                                                                 \
+        stream(key, NULL, op, 1, rounds, open, 0, 2, 0);                                           \
     }                                                                                              \
-    static const struct kernels name = {tiny_##name, equal_##name, mixed_##name, solo_##name};
+    NOINLINE void solo_##name(const struct vaes512_key *key, struct gcm_op *op)                    \
+    {                                                                                              \
+        solo(key, op, rounds, open);                                                               \
+    }                                                                                              \
+    static const struct kernels name = {one_##name, two_##name, equal_##name, mixed_##name,        \
+                                        solo_##name};
 
 KERNELS(seal_128, AES128_ROUNDS, 0)
 KERNELS(seal_256, AES256_ROUNDS, 0)
@@ -706,10 +764,8 @@ KERNELS(open_256, AES256_ROUNDS, 1)
 
 /* ---- which frames meet in a quad ---- */
 
-enum {
-    GATHER = 64,                          /* frames of a run */
-    CLASSES = LAST_CHUNK + CHUNKS_MAX,    /* lengths that may meet: equal units, then chunks */
-};
+/* Lengths that may meet: equal numbers of units, then of chunks. */
+enum { CLASSES = LAST_CHUNK + CHUNKS_MAX };
 
 INLINE int equal_lengths(const struct gcm_op *a, const struct gcm_op *b)
 {
@@ -726,41 +782,40 @@ INLINE uint32_t length_class(uint32_t data_len)
 static void batch(const struct kernels *kernels, const struct vaes512_key *key, struct gcm_op *ops,
                   size_t n)
 {
-    struct gcm_op *waiting[CLASSES][FRAMES], *run[GATHER];
+    struct gcm_op *waiting[CLASSES][FRAMES];
     uint8_t count[CLASSES] = {0};
     uint64_t used = 0;
 
-    for (size_t i = 0; i < n;) {
+    for (size_t i = 0, run; i < n; i += run) {
         struct gcm_op *op = &ops[i];
-        size_t same = 1;
 
+        run = 1;
         if (chunks(op->data_len) > CHUNKS_MAX) {
             kernels->solo(key, op);
-            i++;
             continue;
         }
-        run[0] = op;
-        while (same < GATHER && i + same < n && equal_lengths(op, op + same)) {
-            run[same] = op + same;
-            same++;
-        }
-        same &= ~(size_t)(FRAMES - 1);
-        if (same > 0) {
-            (op->data_len <= UNIT ? kernels->tiny : kernels->equal)(key, run, same / FRAMES);
-            i += same;
+        while (i + run < n && equal_lengths(op, op + run))
+            run++;
+        if (run >= FRAMES) {
+            run &= ~(size_t)(FRAMES - 1);
+            equal_fn *equal = op->data_len <= UNIT       ? kernels->one
+                              : op->data_len <= 2 * UNIT ? kernels->two
+                                                         : kernels->equal;
+            equal(key, op, run / FRAMES);
             continue;
         }
+        run = 1;
         uint32_t class = length_class(op->data_len);
         waiting[class][count[class]++] = op;
         used |= 1ULL << class;
         if (count[class] == FRAMES) {
-            kernels->mixed(key, waiting[class], 1);
+            kernels->mixed(key, waiting[class]);
             count[class] = 0;
         }
-        i++;
     }
 
     /* What is left, from short to long: short neighbours in quads, long frames alone. */
+    struct gcm_op *four[FRAMES];
     size_t have = 0;
     for (; used; used &= used - 1) {
         uint32_t class = (uint32_t)__builtin_ctzll(used);
@@ -769,21 +824,21 @@ static void batch(const struct kernels *kernels, const struct vaes512_key *key, 
                 kernels->solo(key, waiting[class][c]);
                 continue;
             }
-            run[have++] = waiting[class][c];
+            four[have++] = waiting[class][c];
             if (have == FRAMES) {
-                kernels->mixed(key, run, 1);
+                kernels->mixed(key, four);
                 have = 0;
             }
         }
     }
     if (have == 1) {
-        kernels->solo(key, run[0]);
+        kernels->solo(key, four[0]);
     } else if (have > 1) {
         uint8_t tag[GCM_TAG_LEN] = {0}, *nothing = tag;
         struct gcm_op nobody[2] = {{.data = nothing, .tag = tag}, {.data = nothing, .tag = tag}};
         for (size_t f = have; f < FRAMES; f++)
-            run[f] = &nobody[f - have];
-        kernels->mixed(key, run, 1);
+            four[f] = &nobody[f - have];
+        kernels->mixed(key, four);
     }
 }
 
