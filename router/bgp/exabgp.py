@@ -14,6 +14,7 @@ import asyncio
 import os
 import pwd
 import sys
+from base64 import b64encode
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
@@ -138,7 +139,7 @@ def _neighbor(session: Session, connection: Connection, password: Secret | None)
     if bgp.gtsm:
         lines.append("incoming-ttl 255;")
     if password is not None:
-        lines += [f"md5-password {_quoted_password(session, password)};", "md5-base64 false;"]
+        lines += _md5_lines(session, password)
     lines += [
         "capability { asn4 enable; route-refresh enable; graceful-restart %s; }" % (restart or "disable"),
         f"family {{ {session.afi} unicast; }}",
@@ -150,11 +151,13 @@ def _neighbor(session: Session, connection: Connection, password: Secret | None)
 
 
 def _quoted(text: str) -> str:
-    """Quote a word for ExaBGP's tokeniser."""
-    return '"' + "".join(c if c.isalnum() or c in "-_./:@+=," else f"\\u{ord(c):04x}" for c in text) + '"'
+    """Quote a word for ExaBGP's tokeniser, which undoes backslashes before it looks for quotes."""
+    if any(character in "\"'" or not character.isprintable() for character in text):
+        raise ConfigError(f"{text!r} cannot stand in ExaBGP's configuration: it contains a quote")
+    return '"' + text.replace("\\", "\\\\") + '"'
 
 
-def _quoted_password(session: Session, password: Secret) -> str:
+def _md5_lines(session: Session, password: Secret) -> list[str]:
     octets = password.reveal()
     if not 0 < len(octets) <= MD5_PASSWORD_MAX:
         raise ConfigError(
@@ -165,7 +168,11 @@ def _quoted_password(session: Session, password: Secret) -> str:
             f"session {session.name}: the MD5 password contains a space, a control character or a "
             "character beyond ASCII; check the file for a trailing space"
         )
-    return _quoted(octets.decode("ascii"))
+    text = octets.decode("ascii")
+    if '"' in text or "'" in text:
+        # Quotes cannot be written, and without this setting all else is taken literally.
+        return [f"md5-password {_quoted(b64encode(octets).decode())};", "md5-base64 true;"]
+    return [f"md5-password {_quoted(text)};", "md5-base64 false;"]
 
 
 async def install(text: str, path: Path, *, user: str | None, secrets: Mapping[str, Secret]) -> bool:
@@ -215,9 +222,7 @@ async def validate(path: Path, secrets: Mapping[str, Secret]) -> None:
     if process.returncode != 0:
         said = output.decode("utf-8", "replace")
         for secret in secrets.values():
-            for shown in (
-                secret.reveal().decode("ascii", "replace"),
-                _quoted(secret.reveal().decode("ascii", "replace")),
-            ):
-                said = said.replace(shown, "<redacted>")
+            octets = secret.reveal()
+            for shown in (octets, octets.replace(b"\\", b"\\\\"), b64encode(octets)):
+                said = said.replace(shown.decode("ascii", "replace"), "<redacted>")
         raise ConfigError(f"ExaBGP refuses the configuration we generated: {said.strip()[-500:]}")

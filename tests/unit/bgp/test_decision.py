@@ -43,8 +43,6 @@ def sessions(decision):
     return [p.session for p in decision.multipath]
 
 
-
-
 def test_without_paths_there_is_no_decision():
     """An empty set is a withdrawal."""
     assert best() is None

@@ -77,14 +77,22 @@ def test_an_ipv6_prefix_under_two_next_hops_is_one_announcement():
 def test_prefixes_with_different_next_hops_stay_apart():
     """Only what is the same prefix is joined."""
     event = parse(
-        update(announce={"ipv6 unicast": {"fd00::2": ["2001:db8::/48"], "fe80::1": ["2001:db8::/48", "::/0"]}})
+        update(
+            announce={"ipv6 unicast": {"fd00::2": ["2001:db8::/48"], "fe80::1": ["2001:db8::/48", "::/0"]}}
+        )
     )
-    assert {a.nexthops: len(a.prefixes) for a in event.announce} == {("fd00::2", "fe80::1"): 1, ("fe80::1",): 1}
+    assert {a.nexthops: len(a.prefixes) for a in event.announce} == {
+        ("fd00::2", "fe80::1"): 1,
+        ("fe80::1",): 1,
+    }
 
 
 def test_nlri_may_be_objects_or_plain_strings():
     """`exabgp_api_compact` makes them strings."""
-    long, short = parse(update()), parse(update(announce={"ipv4 unicast": {"169.254.10.2": ["198.51.100.0/24"]}}))
+    long, short = (
+        parse(update()),
+        parse(update(announce={"ipv4 unicast": {"169.254.10.2": ["198.51.100.0/24"]}})),
+    )
     assert long.announce == short.announce
 
 

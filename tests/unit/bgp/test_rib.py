@@ -314,7 +314,10 @@ UP = ("state", {"state": "up"})
 def table(n, *prefixes):
     attribute = {"origin": "igp", "as-path": {"0": {"element": "as-sequence", "value": [PEER_ASN]}}}
     announce = {"ipv4 unicast": {f"169.254.{n}.2": list(prefixes)}}
-    return ("update", {"direction": "receive", "message": {"update": {"attribute": attribute, "announce": announce}}})
+    return (
+        "update",
+        {"direction": "receive", "message": {"update": {"attribute": attribute, "announce": announce}}},
+    )
 
 
 def test_a_snapshot_replaces_the_table_without_moving_what_stays():
