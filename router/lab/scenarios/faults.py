@@ -126,12 +126,13 @@ def check_no_bgp_event(lab: Lab, report: Report, nodes: tuple[str, ...] = ()) ->
 
 
 def _process(lab: Lab, part: str) -> int:
-    """Process id of the router's process whose name has `part` in it. Raises LabError."""
-    status = lab.router.status() or {}
-    found = [p["pid"] for p in status.get("processes", []) if part in p["name"] and p["pid"]]
-    if not found:
-        raise LabError(f"the router shows no process {part!r}")
-    return int(found[0])
+    """Process id of the router's process whose name has `part` in it, once it runs. Raises LabError."""
+
+    def running() -> int:
+        status = lab.router.status() or {}
+        return next((int(p["pid"]) for p in status.get("processes", []) if part in p["name"] and p["pid"]), 0)
+
+    return until(running, BACK_TIMEOUT_S, lambda: f"the router shows no process {part!r}", 0.2)
 
 
 def _probe(lab: Lab) -> Prober:
@@ -163,7 +164,11 @@ def restart(lab: Lab, report: Report) -> None:
             os.kill(process, signal.SIGKILL)
             died = time.monotonic()
             report.progress(f"routerd killed, {kill} of {KILLS}")
-            until(lambda p=process: _restarted(lab, p), BACK_TIMEOUT_S, lambda: "routerd did not come back")  # type: ignore[misc]
+            until(
+                lambda p=process: _process(lab, "routerd") != p,  # type: ignore[misc]
+                BACK_TIMEOUT_S,
+                lambda: "routerd did not come back",
+            )
             wait_for_channels(lab, report, names, BACK_TIMEOUT_S)
             slowest = max(slowest, time.monotonic() - died)
     finally:
@@ -172,13 +177,6 @@ def restart(lab: Lab, report: Report) -> None:
     _check_loss(report, outage, f"no probe is lost over {KILLS} kills of routerd")
     check_no_bgp_event(lab, report)
     check_ecmp(lab, report)
-
-
-def _restarted(lab: Lab, process: int) -> bool:
-    try:
-        return _process(lab, "routerd") != process
-    except LabError:
-        return False
 
 
 def bad_config(lab: Lab, report: Report) -> None:
