@@ -190,12 +190,12 @@ def _raise(
     if isinstance(target, Sysctl) and target.device is not None and target.device not in present:
         return None  # the device's own error tells it
     if isinstance(target, PortLink):
-        return _raise_port(
-            target, observed.links.get(target.name) if target.name in present else None, present
-        )
+        return _raise_port(target, observed.links.get(target.name), gone, present)
     was = observed.objects.get(target.key)
     if was is None or _device(target) in gone:
         return Action(Verb.CREATE, target, interrupts=reasons.get(_device(target)))
+    if isinstance(target, VlanLink) and target.vrf in gone:
+        return Action(Verb.CHANGE, target, was=f"in a VRF {target.vrf} that is rebuilt")
     if was == target:
         return None
     if isinstance(target, Address):
@@ -203,13 +203,13 @@ def _raise(
     return Action(Verb.CHANGE, target, was=str(was))
 
 
-def _raise_port(target: PortLink, facts: LinkFacts | None, present: set[str]) -> Action | None:
-    if facts is None:
+def _raise_port(target: PortLink, facts: LinkFacts | None, gone: set[str], present: set[str]) -> Action | None:
+    if facts is None or target.name in gone:
         # Missing: a LAG of ours that this plan makes first, or a mistake that applying reports.
         return Action(Verb.CHANGE, target, was="new" if target.name in present else "missing")
     master = target.bond or target.vrf
-    # A bond hands its own MTU to its members.
-    if (target.mtu, target.up, master) == (facts.mtu, facts.up, facts.master if master else None):
+    now_in = facts.master if facts.master not in gone else None
+    if (target.mtu, target.up, master) == (facts.mtu, facts.up, now_in if master else None):
         return None
     was = f"mtu {facts.mtu} {'up' if facts.up else 'down'}" + (f" in {facts.master}" if facts.master else "")
     return Action(Verb.CHANGE, target, was=was)
