@@ -63,7 +63,7 @@ class Network:
             node = self.nodes[edge.node]
             node.sysctl(**{f"ipv6__conf__{edge.port}__disable_ipv6": 1})
         for name, node in self.nodes.items():
-            node.batch(self._node(name))
+            node.batch(self.commands(name))
 
     def write_config(self) -> None:
         """Write the router's configuration, and secrets nobody has seen before."""
@@ -74,7 +74,7 @@ class Network:
             path.parent.mkdir(mode=0o700, exist_ok=True)
             write_private(path, secrets.token_hex(octets) if kind == "hex" else secrets.token_urlsafe(octets))
 
-    def _node(self, name: str) -> list[str]:
+    def commands(self, name: str) -> list[str]:
         """Commands for `ip` in one node, keys among them."""
         topology = self.topology
         lines = ["link set lo up"]

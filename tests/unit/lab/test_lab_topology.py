@@ -2,11 +2,12 @@
 
 import copy
 import dataclasses
+import re
 
 import pytest
 
 from router.errors import LabError
-from router.lab import topology
+from router.lab import box, topology
 from router.lab.network import _namespaces_and_wires
 
 CONFIG = """
@@ -65,11 +66,33 @@ def test_four_and_eight_channels_are_there():
 
 
 @pytest.mark.parametrize("name", topology.names())
-def test_every_wire_to_an_edge_has_the_macs_of_its_scis(name):
-    """A port's MAC address is its SCI: both ends are given, and all differ."""
+def test_every_end_of_a_wire_has_a_mac_of_its_own(name):
+    """A port's MAC address is its SCI, and a box finds its devices by them."""
     loaded = topology.load(name)
-    macs = [end.mac for w in loaded.wires if w.a.mac for end in (w.a, w.b)]
-    assert len(macs) == len(set(macs)) == 2 * len(loaded.edges)
+    macs = [end.mac for wire in loaded.wires for end in (wire.a, wire.b)]
+    assert all(macs)
+    assert len(macs) == len(set(macs))
+
+
+def test_boxes_share_the_nodes_out():
+    """Every node of the topology is in exactly one box."""
+    loaded = topology.load("four-channels")
+    nodes = [
+        node
+        for role in ("router", "branch", "cloud", "site-a", "site-b")
+        for node in box.nodes_of(loaded, role)
+    ]
+    assert sorted(nodes) == sorted(loaded.nodes)
+    with pytest.raises(LabError, match="no box 'site-z'"):
+        box.nodes_of(loaded, "site-z")
+
+
+def test_vagrant_gives_every_device_its_mac():
+    """The Vagrantfile's wires have the addresses by which a box finds its devices."""
+    text = (topology.config_directory().parent / "vagrant" / "Vagrantfile").read_text()
+    loaded = topology.load("four-channels")
+    listed = {bytes.fromhex(m).hex(":") for m in re.findall(r'"(02[0-9a-f]{10})"', text)}
+    assert {end.mac for wire in loaded.wires for end in (wire.a, wire.b)} == listed
 
 
 def test_edge_is_the_channel_seen_from_the_other_side():
