@@ -58,6 +58,12 @@ class FakeSecy:
     receive: dict[Sci, dict[int, SaState]] = field(default_factory=dict)
     counters: SecyCounters = field(default_factory=SecyCounters)
 
+    def forget(self) -> None:
+        """Lose everything, as with the device's end."""
+        self.encoding_an = 0
+        self.transmit.clear()
+        self.receive.clear()
+
     def _link(self) -> MacsecLink:
         link = self.kernel.ours.get(Key(MacsecLink.KIND, self.device))
         if not isinstance(link, MacsecLink):
@@ -189,7 +195,8 @@ class FakeKernel:
                 del self.ours[key]
         self._flush_nexthops(name)
         self.links.pop(name, None)
-        self._secys.pop(name, None)
+        if name in self._secys:
+            self._secys[name].forget()
         for address in [a for a in self.addresses.values() if a.device == name]:
             self.addresses.pop(address.key)
             self.unmarked.discard(address.key)

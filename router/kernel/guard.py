@@ -3,7 +3,8 @@
 Two mechanisms, found out and not assumed: the nftables netdev egress hook (kernel 5.16 and
 CONFIG_NETFILTER_EGRESS), else tc clsact with matchall and gact. Without either a channel's port
 must stay down. Both survive the death of every process of ours, and both hold for frames that
-a program writes to the port itself (AF_PACKET).
+a program writes to the port itself (AF_PACKET). nftables reads the EtherType from the frame; tc
+goes by what the sender declared to the kernel, so a root program that forges just that gets by.
 
 With tc, three filters stand in each direction, at preferences 1 to n+1, each with handle 205,
 our mark: one that passes each EtherType, one that drops the rest.

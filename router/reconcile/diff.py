@@ -203,7 +203,9 @@ def _raise(
     return Action(Verb.CHANGE, target, was=str(was))
 
 
-def _raise_port(target: PortLink, facts: LinkFacts | None, gone: set[str], present: set[str]) -> Action | None:
+def _raise_port(
+    target: PortLink, facts: LinkFacts | None, gone: set[str], present: set[str]
+) -> Action | None:
     if facts is None or target.name in gone:
         # Missing: a LAG of ours that this plan makes first, or a mistake that applying reports.
         return Action(Verb.CHANGE, target, was="new" if target.name in present else "missing")

@@ -81,6 +81,9 @@ class Reconciler:
         self._repeats: dict[Key, int] = {}
         """How often in a row an object was put right, and was not right at the next look."""
         self._up: dict[str, bool] = {}
+        self._links_known = False
+        """Notifications tell every change of a link. A look at all of them is needed only first, and
+        where some were lost; else it would overtake notifications that wait to be read."""
         self.link_events: asyncio.Queue[LinkEvent] = asyncio.Queue()
         """One event per change of a device's state; the first look reports every device."""
         self.fib_resync = asyncio.Event()
@@ -136,6 +139,7 @@ class Reconciler:
             case _:
                 pass
         if isinstance(event, EventsLost):
+            self._links_known = False
             self._log.warning("kernel.notifications_lost")
 
     def _note_link(self, device: str, *, up: bool, at: float) -> None:
@@ -168,10 +172,12 @@ class Reconciler:
             desired = self._desired
             self._observed = await self._kernel.observe(desired)
             now = self._clock()
-            for facts in self._observed.links.values():
-                self._note_link(facts.name, up=_passes(facts), at=now)
-            for device in self._up.keys() - self._observed.links.keys():
-                self._note_link(device, up=False, at=now)
+            if not self._links_known:
+                self._links_known = True
+                for facts in self._observed.links.values():
+                    self._note_link(facts.name, up=_passes(facts), at=now)
+                for device in self._up.keys() - self._observed.links.keys():
+                    self._note_link(device, up=False, at=now)
             steps = plan(desired, self._observed)
             pending = {action.key for action in steps.actions}
             for key in [k for k in self._errors if k not in pending]:

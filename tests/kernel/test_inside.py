@@ -25,7 +25,16 @@ def machine():
 def test_inside(machine, name):
     """Every test of the file passes in a kernel with MACsec."""
     output = io.BytesIO()
-    options = ["-q", "-p", "no:cacheprovider", "-p", "no:benchmark", "--timeout=120", "--tb=short", "--show-capture=no"]
+    options = [
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no:benchmark",
+        "--timeout=120",
+        "--tb=short",
+        "--show-capture=no",
+    ]
     argv = [sys.executable, "-B", "-m", "pytest", *options, str(INSIDE / name)]
     code = machine.link.run(
         argv, lambda _, data: output.write(data), env={"LASTMILE_INSIDE": "1"}, timeout_s=240

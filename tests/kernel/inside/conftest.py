@@ -89,12 +89,16 @@ def far_end(far, config, channel, number):
     )
     xpn = f" ssci {static.receive.ssci} salt {static.salt.hex()}" if suite.is_xpn else ""
     # iproute2 wants the key last, and the pn before it.
-    run(*f"ip -n {far} macsec add {name} tx sa {static.receive.an} {'xpn' if suite.is_xpn else 'pn'} 1".split(),
-        *f"on{xpn} key 00 {key['receive']}".split())
+    run(
+        *f"ip -n {far} macsec add {name} tx sa {static.receive.an} {'xpn' if suite.is_xpn else 'pn'} 1".split(),
+        *f"on{xpn} key 00 {key['receive']}".split(),
+    )
     run(*f"ip -n {far} macsec add {name} rx port {channel.macsec.sci_port} address {ours}".split())
     xpn = f" ssci {static.transmit.ssci} salt {static.salt.hex()}" if suite.is_xpn else ""
-    run(*f"ip -n {far} macsec add {name} rx port {channel.macsec.sci_port} address {ours} sa {static.transmit.an}".split(),
-        *f"{'xpn' if suite.is_xpn else 'pn'} 1 on{xpn} key 01 {key['transmit']}".split())
+    run(
+        *f"ip -n {far} macsec add {name} rx port {channel.macsec.sci_port} address {ours} sa {static.transmit.an}".split(),
+        *f"{'xpn' if suite.is_xpn else 'pn'} 1 on{xpn} key 01 {key['transmit']}".split(),
+    )
     ip(f"-n {far} link set {name} mtu {channel.port_mtu - 32} up")
     for connection in config.connections:
         for feature in connection.features:

@@ -93,7 +93,9 @@ async def router(four_channels, tmp_path):
 
 
 def ping(address, size=56):
-    return run("ping", "-c", "1", "-W", "2", "-M", "do", "-s", str(size), address, check=False).returncode == 0
+    return (
+        run("ping", "-c", "1", "-W", "2", "-M", "do", "-s", str(size), address, check=False).returncode == 0
+    )
 
 
 async def test_four_channels_carry_8500_octets_both_families(router):
