@@ -53,6 +53,7 @@ def _session(edge: Edge, pair: Pair, number: int, password: str) -> str:
     return "\n".join(
         [
             f"protocol bgp session{number} {{",
+            "  debug { states };",
             f"  local {pair.own} as {edge.asn};",
             f"  neighbor {pair.router} as {edge.router_asn};",
             *([f'  password "{password}";'] if password else []),
@@ -69,7 +70,6 @@ class Bird(FarEnd):
     """The BIRD daemon, in the foreground."""
 
     process: subprocess.Popen[bytes]
-    drops: dict[str, int]
 
     @override
     def start(self) -> None:
@@ -145,7 +145,7 @@ class Bird(FarEnd):
             afi=afi,
             established=established,
             established_s=elapsed,
-            drops=log.count(f"{name}: BGP session closed"),
+            drops=max(0, log.count(f"{name}: State changed to up") - established),
             prefixes_received=int(imported.group(1)) if imported else 0,
             state=state.group(1),
         )

@@ -7,6 +7,7 @@ nothing else. Its announced routes are added at run time, which is the only way 
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import time
 from collections.abc import Sequence
@@ -115,16 +116,16 @@ class Gobgp(FarEnd):
                     afi=afi,
                     established=established,
                     established_s=max(0.0, time.time() - uptime) if established else 0.0,
-                    drops=self._drops(pair.router),
+                    drops=max(0, self._times_up(pair.router) - established),
                     prefixes_received=sum(int(f.get("received", 0)) for f in families),
                     state=str(state.get("session_state", 0)),
                 )
             )
         return found
 
-    def _drops(self, address: str) -> int:
-        lines = (self.directory / "gobgpd.log").read_text(errors="replace").splitlines()
-        return sum(1 for line in lines if "Peer Down" in line and address in line)
+    def _times_up(self, address: str) -> int:
+        log = (self.directory / "gobgpd.log").read_text(errors="replace")
+        return len(re.findall(rf'msg="Peer Up" Key="?{re.escape(address)}"? ', log))
 
     @override
     def announce(self, prefixes: Sequence[str]) -> None:

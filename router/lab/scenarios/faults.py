@@ -197,7 +197,8 @@ def bad_config(lab: Lab, report: Report) -> None:
         if code == http.client.OK or answer.get("ok"):
             accepted.append(path.name)
         elif not _named(path, errors):
-            unclear.append(path.name)
+            said = f"{errors[0]['line']}: {errors[0]['message']}" if errors else f"no error ({code})"
+            unclear.append(f"{path.name} says {said}")
     report.figure("files", len(corpus))
     report.figure("slowest_answer", round(slowest, 2), "s")
     report.check(
