@@ -12,6 +12,9 @@
 
 #include "vnet.h"
 
+#ifndef IFF_NO_CARRIER /* Linux 6.0; ignored before */
+#define IFF_NO_CARRIER 0x0040
+#endif
 #ifndef TUN_F_USO4 /* Linux 6.2 */
 #define TUN_F_USO4 0x20
 #define TUN_F_USO6 0x40
@@ -67,9 +70,6 @@ int tap_set_carrier(int fd, bool on)
 static int set_mac(const char *name, const uint8_t mac[6])
 {
     struct ifreq ifr = named(name);
-    int error = ask(SIOCGIFHWADDR, &ifr);
-    if (error || memcmp(ifr.ifr_hwaddr.sa_data, mac, 6) == 0)
-        return error; /* a device that is up refuses even the address it has */
     ifr.ifr_hwaddr.sa_family = ARPHRD_ETHER;
     memcpy(ifr.ifr_hwaddr.sa_data, mac, 6);
     return ask(SIOCSIFHWADDR, &ifr);
@@ -85,7 +85,7 @@ int tap_open(const char *name, unsigned mtu, const uint8_t mac[6], int *fd, bool
     *fd = open("/dev/net/tun", O_RDWR | O_NONBLOCK | O_CLOEXEC);
     if (*fd < 0)
         return port_errno(errno);
-    ifr.ifr_flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR;
+    ifr.ifr_flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR | IFF_NO_CARRIER;
     if (ioctl(*fd, TUNSETIFF, &ifr) < 0 || ioctl(*fd, TUNSETVNETHDRSZ, &header) < 0 ||
         ioctl(*fd, TUNSETPERSIST, 1UL) < 0)
         goto failed;
