@@ -37,6 +37,9 @@
 #define UNROLL _Pragma("unroll")
 #else
 #pragma GCC push_options
+/* `stream` reads what the group before left behind, but not at the first one: gcc cannot see it. */
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #pragma GCC target("aes,pclmul,avx2,bmi2,vaes,vpclmulqdq,avx512f,avx512bw,avx512dq,avx512vl")
 #define UNROLL _Pragma("GCC unroll 16")
 #endif
@@ -44,9 +47,7 @@
 
 /* Compilers like to gather the instructions of one kind. What stands interleaved here is meant to
  * stay so: this is a barrier that costs nothing. */
-#define KEEP_ORDER4(s)                                                                             \
-    __asm__ volatile("" : "+v"((s)[0]), "+v"((s)[1]), "+v"((s)[2]), "+v"((s)[3]))
-#define KEEP_ORDER8(s)                                                                             \
+#define KEEP_ORDER(s)                                                                             \
     __asm__ volatile("" : "+v"((s)[0]), "+v"((s)[1]), "+v"((s)[2]), "+v"((s)[3]), "+v"((s)[4]),    \
                      "+v"((s)[5]), "+v"((s)[6]), "+v"((s)[7]))
 
@@ -54,8 +55,10 @@
 
 enum {
     UNIT = 64,           /* octets */
-    FRAMES = 4,          /* a quad has */
-    STEP_MAX = 2,        /* units of each frame in a step */
+    SLOTS_MAX = 8,       /* units in a step: two of each of four frames, one of each of eight */
+    FRAMES_MAX = 8,
+    WIDTH_MAX = 2,
+    QUADS_MAX = FRAMES_MAX / 4, /* what is done once a frame is done for four at a time */
     CHUNK = 24,          /* units between two reductions of a long frame */
     LAST_CHUNK = 31,     /* units: 124 blocks + 2 of AAD + 1 of lengths */
     CHUNKS_MAX = 6,      /* chunks of the longest frame that goes into a quad */
@@ -166,6 +169,14 @@ INLINE uint32_t units(uint32_t octets)
     return octets / UNIT + (octets % UNIT != 0);
 }
 
+/* Off the fast path: bits 2f and 2f+1 of `wrong` belong to frame f. */
+static __attribute__((noinline, cold)) void refuse_wrong(struct gcm_op *const *op, uint32_t wrong)
+{
+    for (int f = 0; f < 4; f++)
+        if (wrong >> 2 * f & 3)
+            gcm_refuse(op[f]);
+}
+
 /* ---- GHASH ---- */
 
 struct sums {
@@ -254,48 +265,39 @@ INLINE __m512i hash_aad(const struct vaes512_key *key, const uint8_t *aad, uint3
     return y;
 }
 
-/* ---- stream: quads of frames ---- */
+/* ---- stream: frames in step ---- */
 
-/* Four frames. */
-struct quad {
-    struct gcm_op *op[FRAMES];
-    uint8_t *data[FRAMES];
-    uint32_t len[FRAMES]; /* of the data */
-    uint32_t end, whole;  /* the longest and the shortest of them */
+/* The frames of a step: one or two quads. */
+struct group {
+    struct gcm_op *op[FRAMES_MAX];
+    uint8_t *data[FRAMES_MAX];
+    uint32_t len[FRAMES_MAX]; /* of the data */
+    uint32_t end, whole;      /* the longest and the shortest of them */
 };
 
-/* The first four of `ops`, which have the same lengths, or else those of `list`. */
-INLINE struct quad quad_of(struct gcm_op *ops, struct gcm_op *const *list, int same)
-{
-    struct quad q = {.end = 0, .whole = UINT32_MAX};
+/* How a stream works; all constants to the compiler. */
+struct plan {
+    int rounds, open;
+    int frames; /* in step: 4 or 8 */
+    int width;  /* units of each frame in a step */
+    int same;   /* all frames have the lengths of the first */
+    int single; /* and one step is enough for them */
+};
 
-    UNROLL for (int f = 0; f < FRAMES; f++)
+/* The first frames of `ops`, which have the same lengths, or else those of `list`. */
+INLINE struct group group_of(struct gcm_op *ops, struct gcm_op *const *list, struct plan plan)
+{
+    struct group g = {.end = 0, .whole = UINT32_MAX};
+
+    UNROLL for (int f = 0; f < plan.frames; f++)
     {
-        q.op[f] = same ? ops + f : list[f];
-        q.data[f] = q.op[f]->data;
-        q.len[f] = same ? ops->data_len : q.op[f]->data_len;
-        q.end = q.len[f] > q.end ? q.len[f] : q.end;
-        q.whole = q.len[f] < q.whole ? q.len[f] : q.whole;
+        g.op[f] = plan.same ? ops + f : list[f];
+        g.data[f] = g.op[f]->data;
+        g.len[f] = plan.same ? ops->data_len : g.op[f]->data_len;
+        g.end = g.len[f] > g.end ? g.len[f] : g.end;
+        g.whole = g.len[f] < g.whole ? g.len[f] : g.whole;
     }
-    return q;
-}
-
-/* Where the hash of a quad stands. */
-struct hash {
-    uint32_t at;             /* offset of the next unit */
-    uint32_t chunk_end;      /* offset of the end of the chunk */
-    uint32_t chunks;         /* to come, with this one */
-    int32_t e[FRAMES];       /* the power that the next unit's first block meets */
-    int32_t chunk_e[FRAMES]; /* and that the first one of the chunk met */
-    int digested;            /* `digest` stands for all that came before this chunk; if not, that */
-                             /* is an AAD of at most SHORT_AAD octets */
-    __m512i digest;          /* a lane a frame */
-};
-
-INLINE uint32_t chunks(uint32_t data_len)
-{
-    uint32_t n = units(data_len);
-    return n <= LAST_CHUNK ? 1 : 1 + (n - LAST_CHUNK + CHUNK - 1) / CHUNK;
+    return g;
 }
 
 INLINE __m512i four_blocks(__m128i a, __m128i b, __m128i c, __m128i d)
@@ -303,6 +305,58 @@ INLINE __m512i four_blocks(__m128i a, __m128i b, __m128i c, __m128i d)
     __m256i ab = _mm256_inserti128_si256(_mm256_castsi128_si256(a), b, 1);
     __m256i cd = _mm256_inserti128_si256(_mm256_castsi128_si256(c), d, 1);
     return _mm512_inserti64x4(_mm512_castsi256_si512(ab), cd, 1);
+}
+
+INLINE uint32_t chunks(uint32_t data_len)
+{
+    uint32_t n = units(data_len);
+    return n <= LAST_CHUNK ? 1 : 1 + (n - LAST_CHUNK + CHUNK - 1) / CHUNK;
+}
+
+/* Where the hash of a group stands. */
+struct hash {
+    struct sums sums[FRAMES_MAX];
+    uint32_t at;                 /* offset of the next unit */
+    uint32_t chunk_end;          /* offset of the end of the chunk */
+    uint32_t chunks;             /* to come, with this one */
+    int32_t e[FRAMES_MAX];       /* the power that the next unit's first block meets */
+    int32_t chunk_e[FRAMES_MAX]; /* and that the first one of the chunk met */
+    int digested;                /* `digest` stands for all that came before this chunk; if not, */
+                                 /* that is an AAD of at most SHORT_AAD octets */
+    __m512i digest[QUADS_MAX];   /* a lane a frame */
+};
+
+INLINE void hash_begin_chunk(struct hash *hash, const struct group *g, struct plan plan)
+{
+    UNROLL for (int f = 0; f < plan.frames; f++)
+    {
+        hash->chunk_e[f] = hash->e[f] =
+            hash->chunks > 1 ? 4 * CHUNK : (int32_t)blocks(g->len[f] - hash->at) + 1;
+        hash->sums[f] = no_sums();
+    }
+    hash->chunk_end = hash->at + (hash->chunks > 1 ? CHUNK : LAST_CHUNK) * UNIT;
+}
+
+INLINE void hash_begin(const struct vaes512_key *key, struct hash *hash, const struct group *g,
+                       struct plan plan)
+{
+    int short_aad = g->op[0]->aad_len <= SHORT_AAD;
+
+    if (!plan.same) {
+        UNROLL for (int f = 1; f < plan.frames; f++)
+            short_aad &= g->op[f]->aad_len <= SHORT_AAD;
+    }
+    hash->at = 0;
+    hash->chunks = plan.single ? 1 : chunks(g->end);
+    hash->digested = !short_aad;
+    if (__builtin_expect(!short_aad, 0)) {
+        __m128i y[FRAMES_MAX];
+        for (int f = 0; f < plan.frames; f++)
+            y[f] = _mm512_castsi512_si128(hash_aad(key, g->op[f]->aad, g->op[f]->aad_len));
+        UNROLL for (int q = 0; q < plan.frames / 4; q++)
+            hash->digest[q] = four_blocks(y[4 * q], y[4 * q + 1], y[4 * q + 2], y[4 * q + 3]);
+    }
+    hash_begin_chunk(hash, g, plan);
 }
 
 /* The sums of two frames may share a zmm: lanes 0 and 1 are one frame's, 2 and 3 the other's.
@@ -319,32 +373,30 @@ INLINE __m512i quad_lanes(__m512i ab, __m512i cd)
                             _mm512_shuffle_i64x2(ab, cd, 0xdd));
 }
 
-INLINE struct sums pair_sums(const struct sums *a, const struct sums *b)
+/* The sums of the frames f and f+1, with their short AADs if those have not been hashed before. An
+ * AAD is two blocks; it stands before the data, so it meets the powers above the data's. */
+INLINE struct sums pair_sums(const struct vaes512_key *key, const struct hash *hash,
+                             const struct group *g, int f, int same)
 {
-    return (struct sums){pair_lanes(a->lo, b->lo), pair_lanes(a->mid, b->mid),
-                         pair_lanes(a->hi, b->hi)};
-}
-
-/* AADs of two frames, two blocks each, into the shared sums of these frames. An AAD stands before
- * the data, so it meets the powers above the data's. */
-INLINE void add_short_aads(const struct vaes512_key *key, struct sums *pair, const struct quad *q,
-                           const struct hash *hash, int a, int b, int same)
-{
-    const struct gcm_op *op[2] = {q->op[a], q->op[b]};
+    const struct sums *a = &hash->sums[f], *b = &hash->sums[f + 1];
+    struct sums pair = {pair_lanes(a->lo, b->lo), pair_lanes(a->mid, b->mid),
+                        pair_lanes(a->hi, b->hi)};
     __m256i x[2], h[2], k[2];
 
+    if (hash->digested)
+        return pair;
     UNROLL for (int i = 0; i < 2; i++)
     {
-        const uint32_t len = same ? q->op[0]->aad_len : op[i]->aad_len;
-        const int at = POWERS - hash->chunk_e[same ? 0 : i ? b : a] - (int)blocks(len);
-        const __mmask32 mask = (__mmask32)_bzhi_u64(~0ULL, len);
-        x[i] = _mm256_maskz_loadu_epi8(mask, op[i]->aad);
+        const uint32_t len = g->op[same ? 0 : f + i]->aad_len;
+        const int at = POWERS - hash->chunk_e[same ? 0 : f + i] - (int)blocks(len);
+        x[i] = _mm256_maskz_loadu_epi8((__mmask32)_bzhi_u64(~0ULL, len), g->op[f + i]->aad);
         h[i] = _mm256_loadu_si256((const __m256i *)&key->h[at]);
         k[i] = _mm256_loadu_si256((const __m256i *)&key->k[at]);
     }
-    multiply_add(pair, byte_swap(_mm512_inserti64x4(_mm512_castsi256_si512(x[0]), x[1], 1)),
+    multiply_add(&pair, byte_swap(_mm512_inserti64x4(_mm512_castsi256_si512(x[0]), x[1], 1)),
                  _mm512_inserti64x4(_mm512_castsi256_si512(h[0]), h[1], 1),
                  _mm512_inserti64x4(_mm512_castsi256_si512(k[0]), k[1], 1));
+    return pair;
 }
 
 /* The length blocks of four frames times H. */
@@ -359,91 +411,85 @@ INLINE struct sums length_sums(const struct vaes512_key *key, struct gcm_op *con
     return s;
 }
 
-/* What has been summed up of a chunk, and what came before it, into the digest. */
-INLINE void hash_end_chunk(const struct vaes512_key *key, struct hash *hash, const struct quad *q,
-                           struct sums *sums, const struct sums *lengths, int same)
+/* What has been summed up of a chunk, and what came before it, into the digests. */
+INLINE void hash_end_chunk(const struct vaes512_key *key, struct hash *hash, const struct group *g,
+                           const struct sums *lengths, struct plan plan)
 {
-    struct sums ab = pair_sums(&sums[0], &sums[1]), cd = pair_sums(&sums[2], &sums[3]), all;
+    UNROLL for (int q = 0; q < plan.frames / 4; q++)
+    {
+        struct sums ab = pair_sums(key, hash, g, 4 * q, plan.same);
+        struct sums cd = pair_sums(key, hash, g, 4 * q + 2, plan.same);
+        struct sums all = {quad_lanes(ab.lo, cd.lo), quad_lanes(ab.mid, cd.mid),
+                           quad_lanes(ab.hi, cd.hi)};
 
-    if (!hash->digested) {
-        add_short_aads(key, &ab, q, hash, 0, 1, same);
-        add_short_aads(key, &cd, q, hash, 2, 3, same);
+        if (hash->digested) {
+            const __m128i *h = &key->h[POWERS], *k = &key->k[POWERS];
+            const int32_t *e = &hash->chunk_e[4 * q];
+            multiply_add(&all, hash->digest[q], four_blocks(h[-e[0]], h[-e[1]], h[-e[2]], h[-e[3]]),
+                         four_blocks(k[-e[0]], k[-e[1]], k[-e[2]], k[-e[3]]));
+        }
+        if (plan.single || hash->chunks == 1) {
+            all.lo = _mm512_xor_si512(all.lo, lengths->lo);
+            all.mid = _mm512_xor_si512(all.mid, lengths->mid);
+            all.hi = _mm512_xor_si512(all.hi, lengths->hi);
+        }
+        hash->digest[q] = reduce(&all);
     }
-    all.lo = quad_lanes(ab.lo, cd.lo);
-    all.mid = quad_lanes(ab.mid, cd.mid);
-    all.hi = quad_lanes(ab.hi, cd.hi);
-    if (hash->digested) {
-        const __m128i *h = &key->h[POWERS], *k = &key->k[POWERS];
-        const int32_t *e = hash->chunk_e;
-        multiply_add(&all, hash->digest, four_blocks(h[-e[0]], h[-e[1]], h[-e[2]], h[-e[3]]),
-                     four_blocks(k[-e[0]], k[-e[1]], k[-e[2]], k[-e[3]]));
-    }
-    if (hash->chunks == 1) {
-        all.lo = _mm512_xor_si512(all.lo, lengths->lo);
-        all.mid = _mm512_xor_si512(all.mid, lengths->mid);
-        all.hi = _mm512_xor_si512(all.hi, lengths->hi);
-    }
-    hash->digest = reduce(&all);
     hash->digested = 1;
     hash->chunks--;
-    UNROLL for (int f = 0; f < FRAMES; f++) sums[f] = no_sums();
 }
 
 /* The last digest is the tag but for E(J0). */
-INLINE void quad_finish(struct quad *q, const struct hash *hash, __m512i j0, int open)
+INLINE void group_finish(struct group *g, const struct hash *hash, const __m512i *j0,
+                         struct plan plan)
 {
-    __m512i tags = _mm512_xor_si512(byte_swap(hash->digest), j0);
-    struct gcm_op **op = q->op;
-
-    UNROLL for (int f = 0; f < FRAMES; f++) op[f]->ok = 1;
-    if (open) {
-        __m512i sent = four_blocks(_mm_loadu_si128((const __m128i *)op[0]->tag),
-                                   _mm_loadu_si128((const __m128i *)op[1]->tag),
-                                   _mm_loadu_si128((const __m128i *)op[2]->tag),
-                                   _mm_loadu_si128((const __m128i *)op[3]->tag));
-        uint32_t wrong = _mm512_cmpneq_epi64_mask(tags, sent);
-        if (__builtin_expect(wrong != 0, 0)) {
-            for (int f = 0; f < FRAMES; f++)
-                if (wrong >> 2 * f & 3)
-                    gcm_refuse(op[f]);
-        }
-    } else {
-        _mm_storeu_si128((__m128i *)op[0]->tag, _mm512_castsi512_si128(tags));
-        _mm_storeu_si128((__m128i *)op[1]->tag, _mm512_extracti32x4_epi32(tags, 1));
-        _mm_storeu_si128((__m128i *)op[2]->tag, _mm512_extracti32x4_epi32(tags, 2));
-        _mm_storeu_si128((__m128i *)op[3]->tag, _mm512_extracti32x4_epi32(tags, 3));
-    }
-}
-
-INLINE void hash_begin_chunk(struct hash *hash, const struct quad *q)
-{
-    UNROLL for (int f = 0; f < FRAMES; f++)
+    UNROLL for (int q = 0; q < plan.frames / 4; q++)
     {
-        hash->chunk_e[f] = hash->e[f] =
-            hash->chunks > 1 ? 4 * CHUNK : (int32_t)blocks(q->len[f] - hash->at) + 1;
+        __m512i tags = _mm512_xor_si512(byte_swap(hash->digest[q]), j0[q]);
+        struct gcm_op **op = &g->op[4 * q];
+
+        UNROLL for (int f = 0; f < 4; f++) op[f]->ok = 1;
+        if (plan.open) {
+            __m512i sent = four_blocks(_mm_loadu_si128((const __m128i *)op[0]->tag),
+                                       _mm_loadu_si128((const __m128i *)op[1]->tag),
+                                       _mm_loadu_si128((const __m128i *)op[2]->tag),
+                                       _mm_loadu_si128((const __m128i *)op[3]->tag));
+            uint32_t wrong = _mm512_cmpneq_epi64_mask(tags, sent);
+            if (__builtin_expect(wrong != 0, 0))
+                refuse_wrong(op, wrong);
+        } else {
+            _mm_storeu_si128((__m128i *)op[0]->tag, _mm512_castsi512_si128(tags));
+            _mm_storeu_si128((__m128i *)op[1]->tag, _mm512_extracti32x4_epi32(tags, 1));
+            _mm_storeu_si128((__m128i *)op[2]->tag, _mm512_extracti32x4_epi32(tags, 2));
+            _mm_storeu_si128((__m128i *)op[3]->tag, _mm512_extracti32x4_epi32(tags, 3));
+        }
     }
-    hash->chunk_end = hash->at + (hash->chunks > 1 ? CHUNK : LAST_CHUNK) * UNIT;
 }
 
-/* With `single`, no frame is longer than one chunk. */
-INLINE void hash_begin(const struct vaes512_key *key, struct hash *hash, const struct quad *q,
-                       int same, int single)
-{
-    int short_aad = 1;
+/* The cipher's side of a group. */
+struct cipher {
+    __m512i iv[FRAMES_MAX]; /* after the first round key; the counters are xored in */
+    __m512i j0[QUADS_MAX];  /* a lane a frame; encrypted by the first step */
+    __m512i counter;
+    uint32_t at; /* offset of the next unit */
+};
 
-    UNROLL for (int f = 0; f < (same ? 1 : FRAMES); f++)
-        short_aad &= q->op[f]->aad_len <= SHORT_AAD;
-    hash->at = 0;
-    hash->chunks = single ? 1 : chunks(q->end);
-    hash->digested = !short_aad;
-    hash->digest = _mm512_setzero_si512();
-    if (__builtin_expect(!short_aad, 0)) {
-        __m128i y[FRAMES];
-        for (int f = 0; f < FRAMES; f++)
-            y[f] = _mm512_castsi512_si128(hash_aad(key, q->op[f]->aad, q->op[f]->aad_len));
-        hash->digest = four_blocks(y[0], y[1], y[2], y[3]);
+INLINE void cipher_begin(const struct vaes512_key *key, struct cipher *c, const struct group *g,
+                         struct plan plan)
+{
+    UNROLL for (int q = 0; q < plan.frames / 4; q++)
+    {
+        __m512i *iv = &c->iv[4 * q];
+        UNROLL for (int f = 0; f < 4; f++)
+            iv[f] = _mm512_xor_si512(iv_blocks(g->op[4 * q + f]), key->rk[0]);
+        /* J0: the IVs of four frames, each with counter 1 */
+        c->j0[q] = _mm512_mask_mov_epi64(iv[0], 0x0c, iv[1]);
+        c->j0[q] = _mm512_mask_mov_epi64(c->j0[q], 0x30, iv[2]);
+        c->j0[q] = _mm512_mask_mov_epi64(c->j0[q], 0xc0, iv[3]);
+        c->j0[q] = _mm512_xor_si512(c->j0[q], _mm512_maskz_set1_epi32(0x8888, 1 << 24));
     }
-    hash_begin_chunk(hash, q);
+    c->counter = counters(2);
+    c->at = 0;
 }
 
 /* What a step does with the units that it is given: whole ones need no masks. */
@@ -454,156 +500,148 @@ INLINE __m512i load_unit(const uint8_t *at, enum part part, __mmask64 mask)
     return part == WHOLE ? _mm512_loadu_si512(at) : _mm512_maskz_loadu_epi8(mask, at);
 }
 
-/* One step: the cipher on the next units of the frames `c`, at the offset `at`; and the hash of as
- * many units of the frames `h`, each into its sums. In the first step of a quad J0 is encrypted,
- * too. With `same`, all frames have the lengths of the first. All arguments that follow `sums` are
- * constants to the compiler. */
-INLINE void step(const struct vaes512_key *key, const struct quad *c, const __m512i *iv,
-                 __m512i *counter, __m512i *j0, uint32_t at, const struct quad *h,
-                 struct hash *hash, struct sums *sums, int rounds, int width, int same,
-                 enum part cipher, enum part hashed, int first)
+/* One step: the cipher on the next units of the group `g`, and the hash of as many units of `hg`.
+ * In the first step of a group J0 is encrypted, too; in one that ends a chunk the sums are folded
+ * up. All arguments that follow `lengths` are constants to the compiler. */
+INLINE void step(const struct vaes512_key *key, const struct group *g, struct cipher *c,
+                 const struct group *hg, struct hash *hash, const struct sums *lengths,
+                 struct plan plan, enum part ciphered, enum part hashed, int first, int last)
 {
-    const int slots = FRAMES * width;
-    __m512i s[FRAMES * STEP_MAX], power[STEP_MAX], folded[STEP_MAX];
-    __mmask64 mask[STEP_MAX], hash_mask[STEP_MAX];
+    const int width = plan.width, slots = plan.frames * width;
+    const int hash_rounds = last ? plan.rounds * 2 / 3 : plan.rounds - 1;
+    __m512i s[SLOTS_MAX], power[WIDTH_MAX], folded[WIDTH_MAX], j0[QUADS_MAX];
+    __mmask64 mask[WIDTH_MAX], hash_mask[WIDTH_MAX];
 
-    if (cipher) {
+    if (ciphered) {
         UNROLL for (int w = 0; w < width; w++)
         {
-            __m512i n = counter_blocks(*counter);
-            *counter = count_on(*counter, 4);
-            UNROLL for (int f = 0; f < FRAMES; f++)
-                s[f * width + w] = _mm512_xor_si512(iv[f], n);
-            mask[w] = unit_mask((int64_t)c->len[0] - at - w * UNIT);
+            __m512i n = counter_blocks(c->counter);
+            c->counter = count_on(c->counter, 4);
+            UNROLL for (int f = 0; f < plan.frames; f++)
+                s[f * width + w] = _mm512_xor_si512(c->iv[f], n);
+            mask[w] = unit_mask((int64_t)g->len[0] - c->at - w * UNIT);
+        }
+        if (first) {
+            UNROLL for (int q = 0; q < plan.frames / 4; q++) j0[q] = c->j0[q];
         }
     }
     if (hashed) {
         UNROLL for (int w = 0; w < width; w++)
         {
-            hash_mask[w] = unit_mask((int64_t)h->len[0] - hash->at - w * UNIT);
+            hash_mask[w] = unit_mask((int64_t)hg->len[0] - hash->at - w * UNIT);
             power[w] = powers(key, hash->e[0] - 4 * w);
             folded[w] = powers_folded(key, hash->e[0] - 4 * w);
         }
     }
-    UNROLL for (int r = 1; r < rounds; r++)
+    UNROLL for (int r = 1; r < plan.rounds; r++)
     {
-        if (cipher) {
+        if (ciphered) {
             __m512i rk = key->rk[r];
             UNROLL for (int i = 0; i < slots; i++) s[i] = _mm512_aesenc_epi128(s[i], rk);
-            if (first)
-                *j0 = _mm512_aesenc_epi128(*j0, rk);
-            if (width == 1)
-                KEEP_ORDER4(s);
-            else
-                KEEP_ORDER8(s);
+            if (first) {
+                UNROLL for (int q = 0; q < plan.frames / 4; q++)
+                    j0[q] = _mm512_aesenc_epi128(j0[q], rk);
+            }
+            KEEP_ORDER(s);
         }
         UNROLL for (int i = 0; i < slots; i++)
         {
-            if (hashed && i * (rounds - 1) / slots == r - 1) {
+            if (hashed && i * hash_rounds / slots == r - 1) {
                 const int f = i / width, w = i % width;
                 const __mmask64 m =
-                    same ? hash_mask[w] : unit_mask((int64_t)h->len[f] - hash->at - w * UNIT);
-                __m512i x = byte_swap(load_unit(h->data[f] + hash->at + w * UNIT, hashed, m));
-                if (same) {
-                    multiply_add(&sums[f], x, power[w], folded[w]);
+                    plan.same ? hash_mask[w]
+                              : unit_mask((int64_t)hg->len[f] - hash->at - w * UNIT);
+                __m512i x = byte_swap(load_unit(hg->data[f] + hash->at + w * UNIT, hashed, m));
+                if (plan.same) {
+                    multiply_add(&hash->sums[f], x, power[w], folded[w]);
                 } else {
                     int32_t e = hash->e[f] - 4 * w;
                     e = e < 0 ? 0 : e; /* a frame that has ended meets the padding */
-                    multiply_add(&sums[f], x, powers(key, e), powers_folded(key, e));
+                    multiply_add(&hash->sums[f], x, powers(key, e), powers_folded(key, e));
                 }
             }
         }
+        if (hashed && last && r == hash_rounds)
+            hash_end_chunk(key, hash, hg, lengths, plan);
     }
-    if (cipher) {
-        __m512i rk = key->rk[rounds];
+    if (ciphered) {
+        __m512i rk = key->rk[plan.rounds];
         UNROLL for (int i = 0; i < slots; i++)
         {
             const int f = i / width, w = i % width;
-            const __mmask64 m = same ? mask[w] : unit_mask((int64_t)c->len[f] - at - w * UNIT);
-            uint8_t *data = c->data[f] + at + w * UNIT;
+            const __mmask64 m =
+                plan.same ? mask[w] : unit_mask((int64_t)g->len[f] - c->at - w * UNIT);
+            uint8_t *data = g->data[f] + c->at + w * UNIT;
             s[i] = _mm512_aesenclast_epi128(s[i], rk);
-            s[i] = _mm512_xor_si512(s[i], load_unit(data, cipher, m));
-            if (cipher == WHOLE)
+            s[i] = _mm512_xor_si512(s[i], load_unit(data, ciphered, m));
+            if (ciphered == WHOLE)
                 _mm512_storeu_si512(data, s[i]);
             else
                 _mm512_mask_storeu_epi8(data, m, s[i]);
         }
-        if (first)
-            *j0 = _mm512_aesenclast_epi128(*j0, rk);
+        if (first) {
+            UNROLL for (int q = 0; q < plan.frames / 4; q++)
+                c->j0[q] = _mm512_aesenclast_epi128(j0[q], rk);
+        }
+        c->at += (uint32_t)width * UNIT;
     }
     if (hashed) {
         hash->at += (uint32_t)width * UNIT;
-        UNROLL for (int f = 0; f < FRAMES; f++) hash->e[f] -= 4 * width;
+        UNROLL for (int f = 0; f < plan.frames; f++) hash->e[f] -= 4 * width;
     }
 }
 
-/* Four times `quads` frames: of `ops`, all of the same lengths; or else (`same` is 0) one quad, the
- * frames of `list`, which have the same number of chunks. `width`: units of a frame in a step; with
- * `single`, one step is enough for a frame. */
+/* `groups` times plan.frames frames: of `ops`, all of the same lengths; or else (plan.same is 0)
+ * one group, the frames of `list`, which have the same number of chunks.
+ *
+ * Sealing, the hash is one step behind the cipher, also from one group to the next; opening, both
+ * work on the same units. */
 INLINE void stream(const struct vaes512_key *key, struct gcm_op *ops, struct gcm_op *const *list,
-                   size_t quads, int rounds, int open, int same, int width, int single)
+                   size_t groups, struct plan plan)
 {
-    const uint32_t stride = (uint32_t)width * UNIT;
-    struct sums sums[FRAMES] = {no_sums(), no_sums(), no_sums(), no_sums()}, lengths;
-    struct hash hash = {.at = 0};
-    struct quad q = quad_of(ops, list, same);
-    __m512i j0, j0_before = _mm512_setzero_si512();
+    const uint32_t stride = (uint32_t)plan.width * UNIT;
+    struct group g = group_of(ops, list, plan);
+    struct sums lengths = length_sums(key, g.op);
+    struct hash hash;
+    struct cipher c;
+    __m512i j0[QUADS_MAX]; /* of the group that is being hashed */
 
-    lengths = length_sums(key, q.op);
-    for (size_t i = 0; i < quads; i++) {
-        __m512i iv[FRAMES], counter = counters(2);
-        uint32_t at = stride;
-
-        q = quad_of(ops + FRAMES * i, list, same);
-        UNROLL for (int f = 0; f < FRAMES; f++)
-            iv[f] = _mm512_xor_si512(iv_blocks(q.op[f]), key->rk[0]);
-        /* J0: the IVs of four frames, each with counter 1 */
-        j0 = _mm512_mask_mov_epi64(iv[0], 0x0c, iv[1]);
-        j0 = _mm512_mask_mov_epi64(j0, 0x30, iv[2]);
-        j0 = _mm512_mask_mov_epi64(j0, 0xc0, iv[3]);
-        j0 = _mm512_xor_si512(j0, _mm512_maskz_set1_epi32(0x8888, 1 << 24));
-
-        /* Sealing, the hash is a step behind: this one ends the quad before. */
-        if (open) {
-            hash_begin(key, &hash, &q, same, single);
-            step(key, &q, iv, &counter, &j0, 0, &q, &hash, sums, rounds, width, same, MASKED,
-                 MASKED, 1);
+    for (size_t i = 0; i < groups; i++) {
+        g = group_of(ops + (size_t)plan.frames * i, list, plan);
+        cipher_begin(key, &c, &g, plan);
+        if (plan.open) {
+            hash_begin(key, &hash, &g, plan);
+            step(key, &g, &c, &g, &hash, &lengths, plan, MASKED, MASKED, 1, plan.single);
         } else {
             if (i == 0) {
-                step(key, &q, iv, &counter, &j0, 0, NULL, NULL, NULL, rounds, width, same, MASKED,
-                     NONE, 1);
+                step(key, &g, &c, NULL, NULL, NULL, plan, MASKED, NONE, 1, 0);
             } else {
-                struct quad before = quad_of(ops + FRAMES * (i - 1), list, same);
-                step(key, &q, iv, &counter, &j0, 0, &before, &hash, sums, rounds, width, same,
-                     MASKED, MASKED, 1);
-                hash_end_chunk(key, &hash, &before, sums, &lengths, same);
-                quad_finish(&before, &hash, j0_before, 0);
+                struct group before = group_of(ops + (size_t)plan.frames * (i - 1), list, plan);
+                step(key, &g, &c, &before, &hash, &lengths, plan, MASKED, MASKED, 1, 1);
+                group_finish(&before, &hash, j0, plan);
             }
-            hash_begin(key, &hash, &q, same, single);
-            j0_before = j0;
+            hash_begin(key, &hash, &g, plan);
         }
-        while (!single && at < q.end) {
-            for (; at + stride <= q.whole && hash.at < hash.chunk_end; at += stride)
-                step(key, &q, iv, &counter, NULL, at, &q, &hash, sums, rounds, width, same, WHOLE,
-                     WHOLE, 0);
+        UNROLL for (int q = 0; q < plan.frames / 4; q++) j0[q] = c.j0[q];
+        while (!plan.single && c.at < g.end) {
+            while (c.at + stride <= g.whole && hash.at < hash.chunk_end)
+                step(key, &g, &c, &g, &hash, NULL, plan, WHOLE, WHOLE, 0, 0);
             if (hash.at >= hash.chunk_end) {
-                hash_end_chunk(key, &hash, &q, sums, &lengths, same);
-                hash_begin_chunk(&hash, &q);
-            } else if (at < q.end) {
-                step(key, &q, iv, &counter, NULL, at, &q, &hash, sums, rounds, width, same, MASKED,
-                     MASKED, 0);
-                at += stride;
+                hash_end_chunk(key, &hash, &g, &lengths, plan);
+                hash_begin_chunk(&hash, &g, plan);
+            } else if (c.at < g.end) {
+                step(key, &g, &c, &g, &hash, NULL, plan, MASKED, MASKED, 0, 0);
             }
         }
-        if (open) {
-            hash_end_chunk(key, &hash, &q, sums, &lengths, same);
-            quad_finish(&q, &hash, j0, 1);
+        if (plan.open) {
+            if (!plan.single)
+                hash_end_chunk(key, &hash, &g, &lengths, plan);
+            group_finish(&g, &hash, j0, plan);
         }
     }
-    if (!open) {
-        step(key, NULL, NULL, NULL, NULL, 0, &q, &hash, sums, rounds, width, same, NONE, MASKED, 0);
-        hash_end_chunk(key, &hash, &q, sums, &lengths, same);
-        quad_finish(&q, &hash, j0, 0);
+    if (!plan.open) {
+        step(key, NULL, NULL, &g, &hash, &lengths, plan, NONE, MASKED, 0, 1);
+        group_finish(&g, &hash, j0, plan);
     }
 }
 
@@ -636,7 +674,7 @@ INLINE __m512i solo_turn(const struct vaes512_key *key, __m512i iv, uint32_t n, 
         if (cipher) {
             __m512i rk = key->rk[r];
             UNROLL for (int i = 0; i < TURN; i++) s[i] = _mm512_aesenc_epi128(s[i], rk);
-            KEEP_ORDER8(s);
+            KEEP_ORDER(s);
         }
         if (hash) {
             UNROLL for (int i = 0; i < TURN; i++)
@@ -722,39 +760,41 @@ INLINE void solo(const struct vaes512_key *key, struct gcm_op *op, int rounds, i
 
 /* ---- one function per number of rounds and direction: the compiler unrolls each ---- */
 
-typedef void equal_fn(const struct vaes512_key *key, struct gcm_op *ops, size_t quads);
+typedef void equal_fn(const struct vaes512_key *key, struct gcm_op *ops, size_t groups);
 typedef void mixed_fn(const struct vaes512_key *key, struct gcm_op *const *op);
 typedef void solo_fn(const struct vaes512_key *key, struct gcm_op *op);
 
 struct kernels {
-    equal_fn *one, *two, *equal; /* quads of one length: up to one unit, two units, any */
-    mixed_fn *mixed;             /* a quad of several lengths */
+    equal_fn *eights; /* groups of eight frames of one length, up to one unit */
+    equal_fn *two;    /* groups of four frames of one length, up to two units */
+    equal_fn *equal;  /* the same of any length */
+    mixed_fn *mixed;  /* four frames of several lengths */
     solo_fn *solo;
 };
 
 #define NOINLINE static __attribute__((noinline))
 #define KERNELS(name, rounds, open)                                                                \
-    NOINLINE void one_##name(const struct vaes512_key *key, struct gcm_op *ops, size_t quads)      \
+    NOINLINE void eights_##name(const struct vaes512_key *key, struct gcm_op *ops, size_t groups)  \
     {                                                                                              \
-        stream(key, ops, NULL, quads, rounds, open, 1, 1, 1);                                      \
+        stream(key, ops, NULL, groups, (struct plan){rounds, open, 8, 1, 1, 1});                   \
     }                                                                                              \
-    NOINLINE void two_##name(const struct vaes512_key *key, struct gcm_op *ops, size_t quads)      \
+    NOINLINE void two_##name(const struct vaes512_key *key, struct gcm_op *ops, size_t groups)     \
     {                                                                                              \
-        stream(key, ops, NULL, quads, rounds, open, 1, 2, 1);                                      \
+        stream(key, ops, NULL, groups, (struct plan){rounds, open, 4, 2, 1, 1});                   \
     }                                                                                              \
-    NOINLINE void equal_##name(const struct vaes512_key *key, struct gcm_op *ops, size_t quads)    \
+    NOINLINE void equal_##name(const struct vaes512_key *key, struct gcm_op *ops, size_t groups)   \
     {                                                                                              \
-        stream(key, ops, NULL, quads, rounds, open, 1, 2, 0);                                      \
+        stream(key, ops, NULL, groups, (struct plan){rounds, open, 4, 2, 1, 0});                   \
     }                                                                                              \
     NOINLINE void mixed_##name(const struct vaes512_key *key, struct gcm_op *const *op)            \
     {                                                                                              \
-        stream(key, NULL, op, 1, rounds, open, 0, 2, 0);                                           \
+        stream(key, NULL, op, 1, (struct plan){rounds, open, 4, 2, 0, 0});                         \
     }                                                                                              \
     NOINLINE void solo_##name(const struct vaes512_key *key, struct gcm_op *op)                    \
     {                                                                                              \
         solo(key, op, rounds, open);                                                               \
     }                                                                                              \
-    static const struct kernels name = {one_##name, two_##name, equal_##name, mixed_##name,        \
+    static const struct kernels name = {eights_##name, two_##name, equal_##name, mixed_##name,     \
                                         solo_##name};
 
 KERNELS(seal_128, AES128_ROUNDS, 0)
@@ -782,7 +822,7 @@ INLINE uint32_t length_class(uint32_t data_len)
 static void batch(const struct kernels *kernels, const struct vaes512_key *key, struct gcm_op *ops,
                   size_t n)
 {
-    struct gcm_op *waiting[CLASSES][FRAMES];
+    struct gcm_op *waiting[CLASSES][4];
     uint8_t count[CLASSES] = {0};
     uint64_t used = 0;
 
@@ -796,26 +836,28 @@ static void batch(const struct kernels *kernels, const struct vaes512_key *key, 
         }
         while (i + run < n && equal_lengths(op, op + run))
             run++;
-        if (run >= FRAMES) {
-            run &= ~(size_t)(FRAMES - 1);
-            equal_fn *equal = op->data_len <= UNIT       ? kernels->one
-                              : op->data_len <= 2 * UNIT ? kernels->two
-                                                         : kernels->equal;
-            equal(key, op, run / FRAMES);
+        if (run >= 8 && op->data_len <= UNIT) {
+            run &= ~(size_t)7;
+            kernels->eights(key, op, run / 8);
+            continue;
+        }
+        if (run >= 4) {
+            run &= ~(size_t)3;
+            (op->data_len <= 2 * UNIT ? kernels->two : kernels->equal)(key, op, run / 4);
             continue;
         }
         run = 1;
         uint32_t class = length_class(op->data_len);
         waiting[class][count[class]++] = op;
         used |= 1ULL << class;
-        if (count[class] == FRAMES) {
+        if (count[class] == 4) {
             kernels->mixed(key, waiting[class]);
             count[class] = 0;
         }
     }
 
     /* What is left, from short to long: short neighbours in quads, long frames alone. */
-    struct gcm_op *four[FRAMES];
+    struct gcm_op *four[4];
     size_t have = 0;
     for (; used; used &= used - 1) {
         uint32_t class = (uint32_t)__builtin_ctzll(used);
@@ -825,7 +867,7 @@ static void batch(const struct kernels *kernels, const struct vaes512_key *key, 
                 continue;
             }
             four[have++] = waiting[class][c];
-            if (have == FRAMES) {
+            if (have == 4) {
                 kernels->mixed(key, four);
                 have = 0;
             }
@@ -836,7 +878,7 @@ static void batch(const struct kernels *kernels, const struct vaes512_key *key, 
     } else if (have > 1) {
         uint8_t tag[GCM_TAG_LEN] = {0}, *nothing = tag;
         struct gcm_op nobody[2] = {{.data = nothing, .tag = tag}, {.data = nothing, .tag = tag}};
-        for (size_t f = have; f < FRAMES; f++)
+        for (size_t f = have; f < 4; f++)
             four[f] = &nobody[f - have];
         kernels->mixed(key, four);
     }
@@ -917,6 +959,7 @@ static int vaes512_usable(void)
 #if defined(__clang__)
 #pragma clang attribute pop
 #else
+#pragma GCC diagnostic pop
 #pragma GCC pop_options
 #endif
 
