@@ -1,0 +1,246 @@
+"""Inside the guest: our KaY against stock wpa_supplicant over a veth pair, case by case.
+
+    namespace `peer`: wire-b, wpa_supplicant -Dmacsec_linux, macsec0 10.9.0.2
+    this namespace:   wire-a, our KaY over the kernel's SecY, ours0 10.9.0.1
+
+Prints one line of JSON per case.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import re
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from mka_station import Station, ip
+
+from router.errors import KernelError
+from router.mka.events import PortState
+from router.mka.kay import KayConfig, KeyEntry
+from router.mka.mkpdu import Confidentiality
+from router.model import CipherSuite, Sci, Secret
+
+MAC_A, MAC_B = "02:00:00:00:00:0a", "02:00:00:00:00:0b"
+SECURE_S = 20.0
+
+
+@dataclass(frozen=True)
+class Case:
+    """One constellation; the far end is wpa_supplicant."""
+
+    name: str
+    cak: bytes = bytes(range(16))
+    ckn: bytes = bytes(range(32))
+    priority: int = 16
+    peer_priority: int = 100
+    port: int = 1
+    peer_port: int = 1
+    integrity_only: bool = False
+    peer_cak: bytes | None = None
+    peer_ckn: bytes | None = None
+    icv_indicator: bool = False
+    act: str = ""
+
+
+CASES = [
+    Case("we serve", act="rekey"),
+    Case("they serve", priority=200, act="pn"),
+    Case("cak 256, ckn of 3, port 7", cak=bytes(range(32)), ckn=b"\1\2\3", port=7),
+    Case(
+        "they serve, cak 256, ckn of 4, port 9",
+        cak=bytes(range(32)),
+        ckn=b"\1\2\3\4",
+        priority=200,
+        peer_port=9,
+    ),
+    Case("equal priorities", priority=32, peer_priority=32),
+    Case("both 255", priority=255, peer_priority=255),
+    Case("icv indicator", icv_indicator=True),
+    Case("integrity only, they serve", integrity_only=True, priority=200),
+    Case("peer restarts, we serve", act="restart"),
+    Case("peer restarts, they serve", priority=200, act="restart"),
+    Case("we restart, they serve", priority=200, act="ourselves"),
+    Case("wrong cak", peer_cak=bytes(16), act="never"),
+    Case("wrong ckn", peer_ckn=b"\x77" * 32, act="never"),
+]
+
+
+def peer(*words: str) -> list[str]:
+    return ["ip", "netns", "exec", "peer", *words]
+
+
+def wpa(case: Case) -> subprocess.Popen[bytes]:
+    Path("/tmp/wpa.conf").write_text(
+        "eapol_version=3\nap_scan=0\nnetwork={\nkey_mgmt=NONE\neapol_flags=0\nmacsec_policy=1\n"
+        f"macsec_integ_only={int(case.integrity_only)}\nmacsec_port={case.peer_port}\n"
+        "macsec_replay_protect=1\nmacsec_replay_window=0\n"
+        f"mka_priority={case.peer_priority}\n"
+        f"mka_cak={(case.peer_cak or case.cak).hex()}\nmka_ckn={(case.peer_ckn or case.ckn).hex()}\n}}\n"
+    )
+    log = Path("/tmp/wpa.log").open("ab")  # noqa: SIM115 - it is the child's
+    return subprocess.Popen(
+        peer("wpa_supplicant", "-Dmacsec_linux", "-iwire-b", "-c/tmp/wpa.conf", "-dd", "-K"),
+        stdout=log,
+        stderr=log,
+    )
+
+
+class Probes:
+    """ICMP from us to the peer every 20 ms, for as long as it lives."""
+
+    async def ping(self, count: int) -> int:
+        """How many of `count` were answered."""
+        done = await asyncio.create_subprocess_exec(
+            *("ping", "-q", "-i", "0.02", "-W", "1", "-c", str(count), "10.9.0.2"),
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+        )
+        text = (await done.communicate())[0].decode()
+        found = re.search(r"(\d+) received", text)
+        return int(found[1]) if found else 0
+
+
+async def until(check, seconds: float) -> float | None:
+    start = time.monotonic()
+    while time.monotonic() < start + seconds:
+        if await check():
+            return round(time.monotonic() - start, 3)
+        await asyncio.sleep(0.02)
+    return None
+
+
+def give_peer_its_address() -> None:
+    with contextlib.suppress(KernelError):
+        shown = ip("-n", "peer", "-br", "address", "show", "dev", "macsec0")
+        if "10.9.0.2" not in shown:
+            ip("-n", "peer", "address", "add", "10.9.0.2/24", "dev", "macsec0")
+
+
+async def answered() -> bool:
+    give_peer_its_address()
+    return await Probes().ping(1) == 1
+
+
+async def play(case: Case) -> dict[str, object]:
+    for name in ("wire-a",):
+        with contextlib.suppress(KernelError):
+            ip("link", "del", name)
+    ip("link", "add", "wire-a", "address", MAC_A, "type", "veth", "peer", "name", "wire-b", "address", MAC_B)
+    ip("link", "set", "wire-b", "netns", "peer")
+    ip("link", "set", "wire-a", "up")
+    ip("-n", "peer", "link", "set", "wire-b", "up")
+    confidentiality = Confidentiality.INTEGRITY_ONLY if case.integrity_only else Confidentiality.OFFSET_0
+    config = KayConfig(
+        Sci.parse(f"{MAC_A}/{case.port}"),
+        priority=case.priority,
+        suites=(CipherSuite.GCM_AES_128,),
+        confidentiality=confidentiality,
+        accept=frozenset({confidentiality}),
+        icv_indicator=case.icv_indicator,
+    )
+
+    def new_station() -> Station:
+        return Station("wire-a", "ours0", "10.9.0.1/24", config, [KeyEntry(case.ckn, Secret(case.cak))])
+
+    supplicant = wpa(case)
+    station = new_station()
+    task = asyncio.create_task(station.run())
+    result: dict[str, object] = {"case": case.name}
+    try:
+        if case.act == "never":
+            result["secured_s"] = await until(answered, 10)
+            result["ok"] = result["secured_s"] is None and station.kay.port is PortState.CLOSED
+        else:
+            result["secured_s"] = await until(answered, SECURE_S)
+            result["ok"] = result["secured_s"] is not None
+        if result["ok"] and case.act == "rekey":
+            pinging = asyncio.create_task(Probes().ping(600))
+            for _ in range(3):
+                before = station.kay.snapshot(time.monotonic()).current.ki
+                station.kay.rekey(time.monotonic())
+                station.wake.set()
+                await asyncio.sleep(4.0)
+                after = station.kay.snapshot(time.monotonic()).current.ki
+                result["ok"] = result["ok"] and after != before
+            result["answered_of_600"] = await pinging
+            result["ok"] = result["ok"] and await answered() and result["answered_of_600"] == 600
+        if result["ok"] and case.act == "pn":
+            before = station.kay.snapshot(time.monotonic()).current.ki
+            an = station.kay.snapshot(time.monotonic()).current.an
+            await asyncio.sleep(6.5)
+            ip("-n", "peer", "macsec", "set", "macsec0", "tx", "sa", str(an), "pn", str(0xC0000001))
+            pinging = asyncio.create_task(Probes().ping(400))
+
+            async def changed() -> bool:
+                return station.kay.snapshot(time.monotonic()).current.ki != before
+
+            result["rekeyed_s"] = await until(changed, 15)
+            result["answered_of_400"] = await pinging
+            result["ok"] = result["rekeyed_s"] is not None and result["answered_of_400"] == 400
+        if result["ok"] and case.act == "restart":
+            supplicant.kill()
+            supplicant.wait()
+            with contextlib.suppress(KernelError):
+                ip("-n", "peer", "link", "del", "macsec0")
+            supplicant = wpa(case)
+            await asyncio.sleep(0.2)
+            result["again_s"] = await until(answered, SECURE_S)
+            result["ok"] = result["again_s"] is not None
+        if result["ok"] and case.act == "ourselves":
+            adopted = await station.secy.observe()
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            asyncio.get_running_loop().remove_reader(station.socket)
+            station.socket.close()
+            station = new_station()
+            station.has_device = True
+            station.kay.adopt(adopted, time.monotonic())
+            before = adopted.transmit[0].key_id
+            task = asyncio.create_task(station.run())
+            result["answered_of_400"] = await Probes().ping(400)
+
+            async def renewed() -> bool:
+                current = station.kay.snapshot(time.monotonic()).current
+                return current is not None and current.ki.pack() != before and await answered()
+
+            result["renewed_s"] = await until(renewed, SECURE_S)
+            result["ok"] = result["renewed_s"] is not None
+        snapshot = station.kay.snapshot(time.monotonic())
+        result["suspicion"] = snapshot.suspicion
+        result["server"] = str(snapshot.participants[0].server)
+        result["drops"] = dict(snapshot.drops)
+        if not result["ok"]:
+            result["facts"] = [
+                f"{at - station.facts[0][0]:.3f} {f.name} {dict(f.fields)}" for at, f in station.facts
+            ][-40:]
+    finally:
+        task.cancel()
+        results = await asyncio.gather(task, return_exceptions=True)
+        if isinstance(results[0], Exception):
+            result["ok"], result["error"] = False, repr(results[0])
+        supplicant.kill()
+        supplicant.wait()
+        with contextlib.suppress(OSError, ValueError):
+            station.close()
+        with contextlib.suppress(KernelError):
+            ip("link", "del", "wire-a")
+        with contextlib.suppress(KernelError):
+            ip("-n", "peer", "link", "del", "macsec0")
+    return result
+
+
+async def main() -> None:
+    wanted = os.environ.get("MKA_CASES", "")
+    ip("netns", "add", "peer")
+    ip("-n", "peer", "link", "set", "lo", "up")
+    for case in CASES:
+        if wanted and wanted not in case.name:
+            continue
+        print(json.dumps(await play(case)), flush=True)  # noqa: T201
+
+
+asyncio.run(main())
