@@ -80,8 +80,10 @@ class Lab:
         if group is None:
             return list(route.get("nexthops") or [route])
         objects = {o["id"]: o for o in self.network.router.ip("nexthop", "show")}
+        if group not in objects:  # replaced between the two questions
+            return []
         members = [member["id"] for member in objects[group].get("group", [{"id": group}])]
-        return [objects[member] for member in members]
+        return [objects[member] for member in members if member in objects]
 
     def answer_over(self, nodes: Sequence[str]) -> None:
         """Have the cloud send to the branch over these edges only.
