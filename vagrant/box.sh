@@ -7,5 +7,5 @@ modprobe -a macsec 8021q vrf
 if [ "$1" = router ]; then
   systemctl reset-failed lastmile 2>/dev/null || true
   systemd-run --unit=lastmile --property=Restart=on-failure \
-    /opt/lastmile/.venv/bin/lastmile run /etc/lastmile/four-channels.yaml
+    /opt/lastmile/.venv/bin/lastmile run /etc/lastmile/static-keys.yaml
 fi
