@@ -71,8 +71,6 @@ _NHMSG: Final = struct.Struct("=BBBBI")
 _ATTRIBUTE: Final = struct.Struct("=HH")
 _U32: Final = struct.Struct("=HHI")
 _GROUP_ENTRY: Final = struct.Struct("=IBBH")
-_ROUTE4: Final = struct.Struct("=IHHII BBBBBBBBI HH4s HHI HHI HHI")
-_ROUTE6: Final = struct.Struct("=IHHII BBBBBBBBI HH16s HHI HHI HHI")
 _REPLACE: Final = NLM_F_REQUEST | NLM_F_CREATE | NLM_F_REPLACE
 
 
@@ -101,21 +99,21 @@ class FibSocket:
     async def apply(self, ops: Sequence[FibOp]) -> list[FibFailure]:
         """Apply `ops` in order and return those that were refused. Yields between batches."""
         failures: list[FibFailure] = []
-        indexes: dict[str, int] = {}
+        encoder = _Encoder()
         for start in range(0, len(ops), BATCH):
             batch = ops[start : start + BATCH]
-            messages = []
+            parts: list[bytes] = []
             for sequence, op in enumerate(batch):
                 try:
-                    messages.append(_encode(op, sequence, indexes))
+                    encoder.add(op, sequence, parts)
                 except OSError as error:
                     failures.append(FibFailure(op, errno.ENODEV, f"no such device: {error}"))
-            if messages:
-                failures += self._send(b"".join(messages), batch)
+            if parts:
+                failures += self._send(b"".join(parts), batch)
             await asyncio.sleep(0)
         return failures
 
-    def _send(self, data: bytes, batch: Sequence[FibOp]) -> Iterator[FibFailure]:
+    def _send(self, data: bytes, batch: Sequence[FibOp]) -> list[FibFailure]:
         self._socket.send(data)
         failures = []
         while True:
@@ -130,7 +128,7 @@ class FibSocket:
                 op = batch[sequence]
                 if code and not _is_gone(op, code):
                     failures.append(FibFailure(op, code, _reason(code, flags, body)))
-        return iter(failures)
+        return failures
 
     async def observe(self) -> ObservedFib:
         """Read nexthop objects and routes of our protocol number. Raises KernelError."""
@@ -194,69 +192,63 @@ def _is_gone(op: FibOp, code: int) -> bool:
     return isinstance(op, NexthopDelete | RouteDelete) and code in {errno.ENOENT, errno.ESRCH}
 
 
-def _encode(op: FibOp, sequence: int, indexes: dict[str, int]) -> bytes:
-    """Build one message. Raises OSError where a nexthop's device does not exist."""
-    match op:
-        case RouteReplace(table, prefix, nexthop_id):
-            return _route(sequence, table, prefix, nexthop_id)
-        case RouteDelete(table, prefix):
-            return _route(sequence, table, prefix, None)
-        case NexthopReplace(identifier, nexthop):
-            if nexthop.device not in indexes:
-                indexes[nexthop.device] = socket.if_nametoindex(nexthop.device)
-            family = socket.AF_INET if len(nexthop.address) == 4 else socket.AF_INET6
-            gateway = _ATTRIBUTE.pack(4 + len(nexthop.address), NHA_GATEWAY) + nexthop.address
-            oif = _U32.pack(8, NHA_OIF, indexes[nexthop.device])
-            return _nexthop(sequence, identifier, oif + gateway, family)
-        case GroupReplace(identifier, _, members):
-            assert members, "a nexthop group has at least one member"
-            entries = b"".join(_GROUP_ENTRY.pack(member, 0, 0, 0) for member in members)
-            group = _ATTRIBUTE.pack(4 + len(entries), NHA_GROUP) + entries
-            return _nexthop(sequence, identifier, group)
-        case NexthopDelete(identifier):
-            return _nexthop(sequence, identifier, b"")
+class _Encoder:
+    """Builds messages as parts of one buffer. What routes have in common is packed once."""
+
+    def __init__(self) -> None:
+        self._indexes: dict[str, int] = {}
+        self._templates: dict[tuple[int, int, int, int | None], tuple[bytes, bytes, bytes]] = {}
+
+    def add(self, op: FibOp, sequence: int, parts: list[bytes]) -> None:
+        """Append one message. Raises OSError where a nexthop's device does not exist."""
+        match op:
+            case RouteReplace(table, prefix, nexthop_id):
+                self._route(sequence, table, prefix, nexthop_id, parts)
+            case RouteDelete(table, prefix):
+                self._route(sequence, table, prefix, None, parts)
+            case NexthopReplace(identifier, nexthop):
+                if nexthop.device not in self._indexes:
+                    self._indexes[nexthop.device] = socket.if_nametoindex(nexthop.device)
+                family = socket.AF_INET if len(nexthop.address) == 4 else socket.AF_INET6
+                gateway = _ATTRIBUTE.pack(4 + len(nexthop.address), NHA_GATEWAY) + nexthop.address
+                oif = _U32.pack(8, NHA_OIF, self._indexes[nexthop.device])
+                parts.append(_nexthop(sequence, identifier, oif + gateway, family))
+            case GroupReplace(identifier, _, members):
+                assert members, "a nexthop group has at least one member"
+                entries = b"".join(_GROUP_ENTRY.pack(member, 0, 0, 0) for member in members)
+                group = _ATTRIBUTE.pack(4 + len(entries), NHA_GROUP) + entries
+                parts.append(_nexthop(sequence, identifier, group))
+            case NexthopDelete(identifier):
+                parts.append(_nexthop(sequence, identifier, b""))
+
+    def _route(
+        self, sequence: int, table: int, prefix: Prefix, nexthop_id: int | None, parts: list[bytes]
+    ) -> None:
+        """Append a route's replacement, or its deletion where there is no nexthop."""
+        address, length = prefix
+        key = (table, length, len(address), nexthop_id)
+        template = self._templates.get(key)
+        if template is None:
+            template = self._templates[key] = _route_template(*key)
+        parts += (template[0], _SEQUENCES[sequence], template[1], address, template[2])
 
 
-def _route(sequence: int, table: int, prefix: Prefix, nexthop_id: int | None) -> bytes:
-    """Build a route's replacement, or its deletion where there is no nexthop."""
+_SEQUENCES: Final = tuple(struct.pack("=I", sequence) for sequence in range(BATCH))
+
+
+def _route_template(table: int, length: int, size: int, nexthop_id: int | None) -> tuple[bytes, bytes, bytes]:
+    """Return what stands before the sequence number, between it and the address, and after."""
     kind, flags = (RTM_DELROUTE, NLM_F_REQUEST) if nexthop_id is None else (RTM_NEWROUTE, _REPLACE)
-    address = prefix.address
-    if len(address) == 4:
-        packer, family = _ROUTE4, socket.AF_INET
-    else:
-        packer, family = _ROUTE6, socket.AF_INET6
-    message = packer.pack(
-        packer.size,
-        kind,
-        flags,
-        sequence,
-        0,
-        family,
-        prefix.length,
-        0,
-        0,
-        table if table < 256 else 0,
-        ROUTE_PROTOCOL,
-        RT_SCOPE_UNIVERSE,
-        RTN_UNICAST,
-        0,
-        4 + len(address),
-        RTA_DST,
-        address,
-        8,
-        RTA_TABLE,
-        table,
-        8,
-        RTA_PRIORITY,
-        ROUTE_METRIC,
-        8,
-        RTA_NH_ID,
-        nexthop_id or 0,
+    family = socket.AF_INET if size == 4 else socket.AF_INET6
+    rtmsg = _RTMSG.pack(
+        family, length, 0, 0, table if table < 256 else 0, ROUTE_PROTOCOL, RT_SCOPE_UNIVERSE, RTN_UNICAST, 0
     )
+    middle = struct.pack("=I", 0) + rtmsg + _ATTRIBUTE.pack(4 + size, RTA_DST)
+    tail = _U32.pack(8, RTA_TABLE, table) + _U32.pack(8, RTA_PRIORITY, ROUTE_METRIC)
     if nexthop_id is not None:
-        return message
-    # A deletion names no nexthop: cut the last attribute off.
-    return struct.pack("=I", packer.size - 8) + message[4:-8]
+        tail += _U32.pack(8, RTA_NH_ID, nexthop_id)
+    total = 8 + 4 + len(middle) + size + len(tail)
+    return struct.pack("=IHH", total, kind, flags), middle, tail
 
 
 def _nexthop(sequence: int, identifier: int, attributes: bytes, family: int = socket.AF_UNSPEC) -> bytes:

@@ -96,7 +96,7 @@ class TcGuard:
                 drops = True
             elif action == ACTION_OK and protocol != ETH_P_ALL:
                 passes[preference] = protocol
-        return tuple(passes[p] for p in sorted(passes)) if drops else ()
+        return tuple(sorted(passes.values())) if drops else ()
 
     async def install(self, guard: EgressGuard, index: int) -> None:
         """Install the filters: the passing ones first, so that a live channel loses nothing."""

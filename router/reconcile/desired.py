@@ -86,12 +86,12 @@ def _no_ip(device: str) -> Iterator[Sysctl]:
 
 
 def _channel(channel: Channel) -> Iterator[Object]:
-    secured = (ETHERTYPE_MACSEC, ETHERTYPE_EAPOL)
+    secured = (ETHERTYPE_EAPOL, ETHERTYPE_MACSEC)
     if channel.lag:
         yield BondLink(channel.port, channel.lag.lacp_fast, channel.lag.min_links)
         for member in channel.lag.members:
             yield from _no_ip(member)
-            yield EgressGuard(member, (*secured, ETHERTYPE_SLOW))
+            yield EgressGuard(member, (ETHERTYPE_SLOW, *secured))
             yield PortLink(member, channel.port_mtu, channel.enabled, guarded=True, bond=channel.port)
     yield from _no_ip(channel.port)
     yield EgressGuard(channel.port, secured)

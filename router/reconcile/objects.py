@@ -35,6 +35,10 @@ class EgressGuard:
     KIND: ClassVar = "guard"
     device: str
     ethertypes: tuple[int, ...]
+    """Sorted."""
+
+    def __post_init__(self) -> None:
+        assert self.ethertypes == tuple(sorted(self.ethertypes)), "guards compare by their order"
 
     @property
     def key(self) -> Key:

@@ -55,7 +55,7 @@ def four_channels(tmp_path, wire, namespace):
     """The shipped four-channels configuration, its ports laid and its far ends answering in MACsec."""
     from router.config.load import load
 
-    text = (Path(__file__).parents[3] / "config" / "four-channels.yaml").read_text()
+    text = (Path(__file__).parents[3] / "config" / "static-keys.yaml").read_text()
     file = tmp_path / "router.yaml"
     file.write_text(text)
     secrets = tmp_path / "secrets"

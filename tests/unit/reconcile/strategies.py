@@ -25,7 +25,7 @@ def channels(draw, port):
     mtu = draw(st.sampled_from((1600, 9100)))
     up = draw(st.booleans())
     yield_objects = [
-        EgressGuard(port, (0x88E5, 0x888E)),
+        EgressGuard(port, (0x888E, 0x88E5)),
         PortLink(port, mtu, up, guarded=True),
         MacsecLink(
             f"ms{number}",

@@ -19,7 +19,7 @@ from router.reconcile.objects import (
     VlanLink,
 )
 
-GUARD = EgressGuard("p1", (0x88E5, 0x888E))
+GUARD = EgressGuard("p1", (0x888E, 0x88E5))
 PORT = PortLink("p1", 9100, up=True, guarded=True)
 MACSEC = MacsecLink("ms1", "p1", 9068, 1, CipherSuite.GCM_AES_XPN_256, 64, send_sci=True, up=True)
 VLAN = VlanLink("ms1.1101", "ms1", 1101, 8500, None, up=True)
@@ -160,7 +160,7 @@ def test_the_plan_as_data():
         "action": "create",
         "kind": "guard",
         "name": "p1",
-        "object": "guard on p1 passes only 0x88e5, 0x888e",
+        "object": "guard on p1 passes only 0x888e, 0x88e5",
         "was": None,
         "interrupts": None,
     }
