@@ -11,15 +11,16 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
-from itertools import combinations, islice
+from itertools import combinations, islice, pairwise
 from typing import Final
 
-from router.config.effective import Connection, PrefixFilter
+from router.config.effective import Connection, MacsecMode, PrefixFilter
 from router.config.findings import Finding, Severity
 from router.config.profiles import MARTIANS, PROFILES
 from router.config.resolve import WIRE_OVERHEAD, Draft, PlacedFeature
 from router.config.schema import FeatureAddresses, FeatureSpec, Interface
 from router.config.source import Path
+from router.mka.keychain import LIMITS
 from router.model import MACSEC_OVERHEAD, VLAN_OVERHEAD, Afi, Prefix, Sci, pack_address, show_address
 
 DEVICE_NAME_MAX: Final = 15
@@ -772,9 +773,11 @@ def suites_are_accepted(draft: Draft) -> Findings:
     for channel in draft.channels:
         profile = draft.profile_of(channel.value)
         macsec = channel.value.macsec
-        if macsec.suite not in profile.suites:
+        for suite in macsec.suites:
+            if suite in profile.suites:
+                continue
             taken = ", ".join(sorted(map(str, profile.suites)))
-            message = f"{macsec.suite} is not taken by {profile.name} - one of {taken}"
+            message = f"{suite} is not taken by {profile.name} - one of {taken}"
             yield _error(draft, _macsec_path(draft, channel.path, "suite"), message)
         if profile.sci_required and not macsec.include_sci:
             message = f"false, but {profile.name} expects the SCI in every SecTAG - remove this line"
@@ -809,19 +812,104 @@ def replay_windows_are_possible(draft: Draft) -> Findings:
     """XPN limits the window to 2^30-1."""
     for channel in draft.channels:
         macsec = channel.value.macsec
-        if macsec.suite.is_xpn and macsec.replay_window > XPN_REPLAY_WINDOW_MAX:
-            message = f"{macsec.replay_window} is above the {XPN_REPLAY_WINDOW_MAX} of {macsec.suite}"
+        xpn = next((suite for suite in macsec.suites if suite.is_xpn), None)
+        if xpn is not None and macsec.replay_window > XPN_REPLAY_WINDOW_MAX:
+            message = f"{macsec.replay_window} is above the {XPN_REPLAY_WINDOW_MAX} of {xpn}"
             yield _error(draft, _macsec_path(draft, channel.path, "replay_window"), message)
 
 
 def channels_have_keys(draft: Draft) -> Findings:
     """A channel without keys would never carry a frame."""
     for channel in draft.channels:
-        if channel.value.enabled and channel.value.macsec.static is None:
+        if channel.value.enabled and not channel.value.macsec.has_keys:
             message = (
-                "no keys: the channel would never carry a frame - add `static` (lab), or `enabled: false`"
+                "no keys: the channel would never carry a frame - add `keys` or `key_chain`,"
+                " or `enabled: false`"
             )
             yield _error(draft, (*channel.path, "macsec"), message)
+
+
+def keys_are_of_one_kind(draft: Draft) -> Findings:
+    """A channel agrees on keys or has static ones; static ones fit one suite."""
+    for channel in draft.channels:
+        macsec = channel.value.macsec
+        if macsec.static is None:
+            continue
+        if macsec.keys or macsec.key_directory:
+            message = "static keys beside a key chain - remove one of them (static is for the lab)"
+            yield _error(draft, (*channel.path, "macsec", "static"), message)
+        if len(macsec.suites) > 1:
+            message = "several suites, but static keys fit one - name the one"
+            yield _error(draft, _macsec_path(draft, channel.path, "suite"), message)
+        if macsec.mode is MacsecMode.SHOULD_SECURE:
+            message = (
+                "should-secure needs key agreement: with static keys nobody knows that the peer has none"
+            )
+            yield _error(draft, _macsec_path(draft, channel.path, "policy"), message)
+
+
+def key_chains_fit_the_provider(draft: Draft) -> Findings:
+    """Number of keys, sizes of their names, distance of their start times; the rest is in the files."""
+    for channel in draft.channels:
+        keys, path = channel.value.macsec.keys, (*channel.path, "macsec", "keys")
+        profile = draft.profile_of(channel.value).name
+        limits = LIMITS[profile]
+        if len(keys) > limits.keys_max:
+            message = f"{len(keys)} keys, {profile} takes {limits.keys_max} at most - remove the oldest"
+            yield _error(draft, path, message)
+        for index, key in enumerate(keys):
+            if len(key.ckn) not in limits.ckn_sizes:
+                octets = f"{min(limits.ckn_sizes)} octets" if len(limits.ckn_sizes) == 1 else "another size"
+                message = f"a CKN of {len(key.ckn)} octets, {profile} wants {octets} - generate another"
+                yield _error(draft, (*path, index, "ckn"), message)
+            if key.start is not None and key.end is not None and key.end <= key.start:
+                yield _error(draft, (*path, index, "end"), "the key ends before it starts - swap the times")
+        timed = sorted((key.start, index) for index, key in enumerate(keys) if key.start is not None)
+        for (earlier, _), (later, index) in pairwise(timed):
+            if later - earlier < limits.spacing_s:
+                message = (
+                    f"starts {later - earlier:.0f} s after another key, {profile} wants"
+                    f" {limits.spacing_s / 3600:.0f} h between them - start it later"
+                )
+                yield _error(draft, (*path, index, "start"), message)
+
+
+def key_names_are_used_once(draft: Draft) -> Findings:
+    """A CKN names one CAK, on one channel."""
+
+    def uses() -> Iterator[tuple[object, Path]]:
+        for channel in draft.channels:
+            for index, key in enumerate(channel.value.macsec.keys):
+                yield key.ckn, (*channel.path, "macsec", "keys", index, "ckn")
+
+    yield from _twice(
+        draft, uses(), lambda _, first: f"this CKN is used already ({first}) - one name, one key"
+    )
+
+
+def key_references_are_used_once(draft: Draft) -> Findings:
+    """No two keys, and no two channels, share a CAK or a directory."""
+
+    def uses() -> Iterator[tuple[object, Path]]:
+        for channel in draft.channels:
+            macsec, path = channel.value.macsec, (*channel.path, "macsec")
+            for index, key in enumerate(macsec.keys):
+                yield key.cak, (*path, "keys", index, "cak")
+            if macsec.key_directory:
+                yield macsec.key_directory, (*path, "key_chain", "directory")
+
+    yield from _twice(draft, uses(), lambda _, first: f"is used already ({first}) - each has its own")
+
+
+def should_secure_is_said_aloud(draft: Draft) -> Findings:
+    """Warn: frames may leave in clear, and that is somebody's explicit choice."""
+    for channel in draft.channels:
+        if channel.value.macsec.mode is MacsecMode.SHOULD_SECURE:
+            message = (
+                f"SHOULD-SECURE on {channel.value.id}: while the far end has no key of ours, FRAMES PASS IN CLEAR"
+                " - must-secure unless the provider asks for this"
+            )
+            yield _warning(draft, _macsec_path(draft, channel.path, "policy"), message)
 
 
 def static_keys_are_for_the_lab(draft: Draft) -> Findings:
@@ -944,6 +1032,11 @@ RULES: Final[tuple[Rule, ...]] = (
     packet_numbers_last,
     replay_windows_are_possible,
     channels_have_keys,
+    keys_are_of_one_kind,
+    key_chains_fit_the_provider,
+    key_names_are_used_once,
+    key_references_are_used_once,
+    should_secure_is_said_aloud,
     static_keys_are_for_the_lab,
     static_keys_fit_the_suite,
     static_keys_are_used_once,
@@ -967,6 +1060,8 @@ RULES_ON_PARTS: Final[tuple[Rule, ...]] = (
     mtus_are_offered,
     ports_carry_the_mtu,
     ecmp_members_have_one_mtu,
+    key_names_are_used_once,
+    key_references_are_used_once,
     static_keys_are_used_once,
     peer_scis_are_sound,
 )

@@ -18,14 +18,19 @@ class MacsecMode(Enum):
     """What a channel does about frames that MACsec does not protect."""
 
     MUST_SECURE = "must-secure"
+    """Drop them, in both directions, whatever happens."""
+    SHOULD_SECURE = "should-secure"
+    """Pass them while no peer holds a key of ours. An explicit choice, shown loudly."""
 
 
 @dataclass(frozen=True, slots=True)
 class SecretRef:
-    """Where a secret is: a file, or a systemd credential by name."""
+    """Where a secret is: a file, a systemd credential by name, or a command that prints it."""
 
-    kind: Literal["file", "credential"]
+    kind: Literal["file", "credential", "command"]
     value: str
+    """Of a command: how it reads; what is run is `argv`."""
+    argv: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return f"{self.kind}:{self.value}"
@@ -54,16 +59,66 @@ class StaticKeys:
 
 
 @dataclass(frozen=True, slots=True)
+class Mka:
+    """How keys are agreed upon (IEEE 802.1X-2020 clause 9)."""
+
+    priority: int
+    """Key Server Priority: 0 best, 255 never."""
+    rekey_interval_s: int
+    """Age at which the key server replaces a SAK; 0 is by packet numbers only."""
+    delay_protection: bool
+    icv_indicator: bool
+    announce: bool
+    """Tell the peers which suites we take."""
+    ssci_order: Literal["standard", "reversed"]
+    """XPN: whether the greatest SCI is number 1 (standard) or the least."""
+    clock_skew_s: int
+    """Difference of clocks that the key chain tolerates."""
+
+
+@dataclass(frozen=True, slots=True)
+class MkaKey:
+    """One CAK of a chain, by reference."""
+
+    ckn: bytes
+    """1 to 32 octets. Not secret."""
+    cak: SecretRef
+    """32 or 64 hex digits."""
+    start: float | None
+    """Unix time from which it may be used; None is always."""
+    end: float | None
+    """Unix time until which it may be used; None is for ever."""
+
+
+@dataclass(frozen=True, slots=True)
 class Macsec:
     """A channel's MACsec policy."""
 
     mode: MacsecMode
     suite: CipherSuite
+    """The preferred one."""
+    suites: tuple[CipherSuite, ...]
+    """All that are acceptable, best first."""
     replay_window: int
     """Frames; 0 is strict order. At most 2^30-1 with XPN."""
     include_sci: bool
     sci_port: int
     static: StaticKeys | None
+    """Instead of MKA: lab only."""
+    mka: Mka
+    keys: tuple[MkaKey, ...]
+    """The key chain as far as it stands in the configuration."""
+    key_directory: str | None
+    """Directory with the rest of it: one file per key, kept by `lastmile keys`."""
+    keys_managed_by: Literal["us", "provider"]
+    """Who may add and rotate keys (macsecManagerProvider of the open specification)."""
+    bake_time_s: int
+    """Least time between rotations of two channels of one interconnect."""
+
+    @property
+    def has_keys(self) -> bool:
+        """Whether the channel can ever carry a protected frame."""
+        return bool(self.static or self.keys or self.key_directory)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ below; a test goes through the fields, so that a new one cannot be forgotten.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from operator import attrgetter
 from typing import Any, Final, Literal, TypeVar
 
@@ -16,6 +16,8 @@ from router.config.effective import (
     Connection,
     EffectiveConfig,
     Lag,
+    Mka,
+    MkaKey,
     Session,
     StaticKeys,
 )
@@ -108,6 +110,12 @@ CHANNEL_LIVE: Final = {
     "site": "site",
     "port_mtu": "port MTU",
     "macsec.replay_window": "replay window",
+    "macsec.suites": "acceptable suites",
+    "macsec.mka": "key agreement",
+    "macsec.keys": "key chain",
+    "macsec.key_directory": "key directory",
+    "macsec.keys_managed_by": "manager of the keys",
+    "macsec.bake_time_s": "bake time",
 }
 """Of Channel. (`site` is the sessions' business.)"""
 
@@ -222,17 +230,17 @@ def _come_and_go(kind: str, before: Mapping[Any, object], after: Mapping[Any, ob
 
 
 def _changes(
-    name: str, effect: Effect, fields: Mapping[str, str], one: object, other: object
+    name: str, effect: Effect, titles: Mapping[str, str], one: object, other: object
 ) -> Iterator[Impact]:
-    reasons = _differences(fields, one, other)
+    reasons = _differences(titles, one, other)
     if reasons:
         yield Impact(name, effect, "; ".join(reasons))
 
 
-def _differences(fields: Mapping[str, str], one: object, other: object) -> list[str]:
+def _differences(titles: Mapping[str, str], one: object, other: object) -> list[str]:
     """Say which of the fields differ, with both values where they are short and tell something."""
     reasons = []
-    for field, title in fields.items():
+    for field, title in titles.items():
         get = attrgetter(field)
         if (was := get(one)) != (will := get(other)):
             reasons.append(f"{title} {_change(was, will)}")
@@ -241,16 +249,25 @@ def _differences(fields: Mapping[str, str], one: object, other: object) -> list[
 
 def _change(was: object, will: object) -> str:
     if isinstance(was, tuple) and isinstance(will, tuple):
-        gone = [str(element) for element in was if element not in will]
-        come = [str(element) for element in will if element not in was]
+        gone = [_element(element) for element in was if element not in will]
+        come = [_element(element) for element in will if element not in was]
         listed = [f"-{element}" for element in gone] + [f"+{element}" for element in come]
         more = f" and {len(listed) - LISTED_MAX} more" if len(listed) > LISTED_MAX else ""
         return (" ".join(listed[:LISTED_MAX]) + more) if listed else "in another order"
     if isinstance(was, AddressPair) and isinstance(will, AddressPair):
         return f"{_pair(was)} -> {_pair(will)}"
+    if isinstance(was, Mka) and isinstance(will, Mka):
+        pairs = ((field.name, getattr(was, field.name), getattr(will, field.name)) for field in fields(Mka))
+        return ", ".join(
+            f"{name} {_word(one)} -> {_word(other)}" for name, one, other in pairs if one != other
+        )
     if isinstance(was, (StaticKeys, Lag)) or isinstance(will, (StaticKeys, Lag)):
         return "added" if was is None else "removed" if will is None else "changed"
     return f"{_word(was)} -> {_word(will)}"
+
+
+def _element(element: object) -> str:
+    return element.ckn.hex() if isinstance(element, MkaKey) else str(element)
 
 
 def _pair(pair: AddressPair) -> str:

@@ -14,6 +14,7 @@ from router.config.effective import (
     Feature,
     Interconnect,
     LanPort,
+    MkaKey,
     SecretRef,
     Session,
     Vrf,
@@ -58,6 +59,8 @@ def _called(value: object) -> str | None:
             return str(value.afi)
         case LanPort():
             return value.port
+        case MkaKey():
+            return value.ckn.hex()
         case Interconnect() | Connection() | Vrf():
             return value.name
         case _:

@@ -17,6 +17,12 @@ from router.model import CipherSuite, Prefix
 REPLAY_WINDOW: Final = 64
 """Frames. Google's value, and openconfig PF-1.17's."""
 
+MKA_PRIORITY: Final = 16
+"""Key Server Priority of an infrastructure port (802.1X-2020 table 9-2), and OpenConfig's default."""
+
+REKEY_INTERVAL_S: Final = 28_800
+"""Google's value, and openconfig PF-1.17's."""
+
 
 @dataclass(frozen=True, slots=True)
 class Profile:
@@ -33,6 +39,9 @@ class Profile:
     sci_required: bool
     """The provider expects the SCI in every SecTAG."""
     replay_window: int
+    mka_priority: int
+    rekey_interval_s: int
+    icv_indicator: bool
     vlan_min: int
     """Lowest VLAN ID that may be used; below it the provider's specification reserves them."""
     vlan_max: int
@@ -91,6 +100,9 @@ _AWS_DX: Final = Profile(
     xpn_at_100g=True,
     sci_required=True,
     replay_window=REPLAY_WINDOW,
+    mka_priority=MKA_PRIORITY,  # ours
+    rekey_interval_s=REKEY_INTERVAL_S,  # ours
+    icv_indicator=False,
     vlan_min=1025,  # open interconnect specification, vlanId
     vlan_max=4094,
     mtus=(1500, 8500, 9001),  # private, transit and last-mile VIFs
@@ -114,6 +126,9 @@ _GCP: Final = Profile(
     xpn_at_100g=False,
     sci_required=True,
     replay_window=REPLAY_WINDOW,
+    mka_priority=15,
+    rekey_interval_s=REKEY_INTERVAL_S,
+    icv_indicator=True,
     vlan_min=2,
     vlan_max=4093,  # VLAN attachments
     mtus=(1440, 1460, 1500, 8896),  # VLAN attachments
@@ -137,6 +152,9 @@ _AZURE_ER: Final = Profile(
     xpn_at_100g=False,
     sci_required=False,
     replay_window=REPLAY_WINDOW,
+    mka_priority=MKA_PRIORITY,  # ours
+    rekey_interval_s=REKEY_INTERVAL_S,  # ours
+    icv_indicator=False,
     vlan_min=1,
     vlan_max=4094,
     mtus=(1500,),
@@ -160,6 +178,9 @@ _GENERIC: Final = Profile(
     xpn_at_100g=False,
     sci_required=False,
     replay_window=REPLAY_WINDOW,
+    mka_priority=MKA_PRIORITY,  # ours
+    rekey_interval_s=REKEY_INTERVAL_S,  # ours
+    icv_indicator=False,
     vlan_min=1,
     vlan_max=4094,
     mtus=None,

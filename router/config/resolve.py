@@ -7,6 +7,7 @@ left out here and reported by `checks`, so that one mistake does not hide the ot
 from __future__ import annotations
 
 import os.path
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Generic, TypeVar
@@ -24,6 +25,8 @@ from router.config.effective import (
     LanPort,
     Macsec,
     MacsecMode,
+    Mka,
+    MkaKey,
     Router,
     SecretRef,
     Session,
@@ -42,9 +45,12 @@ from router.config.schema import (
     FeatureBgpSpec,
     FeatureSpec,
     InterconnectSpec,
+    KeyChainSpec,
+    KeySpec,
     LagSpec,
     MacsecDefaults,
     MacsecSpec,
+    MkaSpec,
     PortSpec,
     SecretSpec,
     StaticSaSpec,
@@ -73,6 +79,12 @@ MAX_PATHS_DEFAULT: Final = 16
 """Next hops of one route: as many as an interconnect has channels at most."""
 
 LOCAL_PREFERENCE_DEFAULT: Final = 100
+
+CLOCK_SKEW_S: Final = 600
+"""Ten minutes between the clocks of both ends, across the start of a key."""
+
+BAKE_TIME_S: Final = 7200
+"""Two hours, by the open interconnect specification."""
 
 DEFAULT: Final = Origin("default")
 DERIVED: Final = Origin("derived")
@@ -296,14 +308,66 @@ class _Resolver:
 
         policy = choose("policy", MacsecMode.MUST_SECURE.value, DEFAULT)
         self._same(f"{key}.mode", f"{key}.policy")
+        suites = choose("suite", (profile.suite,), origin)
+        self._same(f"{key}.suites", f"{key}.suite")
         return Macsec(
             mode=MacsecMode(policy),
-            suite=choose("suite", profile.suite, origin),
+            suite=suites[0],
+            suites=suites,
             replay_window=choose("replay_window", profile.replay_window, origin),
             include_sci=choose("include_sci", True, DEFAULT),
             sci_port=choose("sci_port", 1, DEFAULT),
             static=self._static(f"{key}.static", own.static, (*inner, "macsec", "static")),
+            mka=self._mka(
+                f"{key}.mka", profile, [(own.mka, (*inner, "macsec")), (common.mka, (*outer, "macsec"))]
+            ),
+            keys=self._keys(f"{key}.keys", own.keys or (), (*inner, "macsec", "keys")),
+            key_directory=self._key_directory(f"{key}.key_directory", own.key_chain, (*inner, "macsec")),
+            keys_managed_by=choose("keys_managed_by", "us", DEFAULT),
+            bake_time_s=choose("bake_time_s", BAKE_TIME_S, DEFAULT),
         )
+
+    def _mka(self, key: str, profile: Profile, specs: Sequence[tuple[MkaSpec | None, Path]]) -> Mka:
+        origin = Origin("profile", profile.name)
+
+        def choose(name: str, otherwise: T, origin: Origin) -> T:
+            candidates = [
+                (getattr(spec, name), (*path, "mka", name)) for spec, path in specs if spec is not None
+            ]
+            return self._choose(f"{key}.{name}", candidates, otherwise, origin)
+
+        return Mka(
+            priority=choose("priority", profile.mka_priority, origin),
+            rekey_interval_s=choose("rekey_interval_s", profile.rekey_interval_s, origin),
+            delay_protection=choose("delay_protection", False, DEFAULT),
+            icv_indicator=choose("icv_indicator", profile.icv_indicator, origin),
+            announce=choose("announce", True, DEFAULT),
+            ssci_order=choose("ssci_order", "standard", DEFAULT),
+            clock_skew_s=choose("clock_skew_s", CLOCK_SKEW_S, DEFAULT),
+        )
+
+    def _keys(self, key: str, specs: Sequence[KeySpec], path: Path) -> tuple[MkaKey, ...]:
+        keys = []
+        for index, spec in enumerate(specs):
+            name, where = f"{key}.{spec.ckn.hex()}", (*path, index)
+            keys.append(
+                MkaKey(
+                    ckn=self._said(f"{name}.ckn", spec.ckn, (*where, "ckn")),
+                    cak=self._said(f"{name}.cak", self._secret(spec.cak), (*where, "cak")),
+                    start=self._said(f"{name}.start", spec.start, (*where, "start")),
+                    end=self._said(f"{name}.end", spec.end, (*where, "end")),
+                )
+            )
+        if not keys:
+            self._note(key, DEFAULT)
+        return tuple(keys)
+
+    def _key_directory(self, key: str, spec: KeyChainSpec | None, path: Path) -> str | None:
+        if spec is None:
+            self._note(key, DEFAULT)
+            return None
+        directory = os.path.normpath(os.path.join(self._directory, spec.directory))  # noqa: PTH118 - text only
+        return self._said(key, directory, (*path, "key_chain", "directory"))
 
     def _static(self, key: str, spec: StaticSpec | None, path: Path) -> StaticKeys | None:
         if spec is None:
@@ -326,6 +390,8 @@ class _Resolver:
     def _secret(self, spec: SecretSpec) -> SecretRef:
         if spec.file is not None:
             return SecretRef("file", os.path.normpath(os.path.join(self._directory, spec.file)))  # noqa: PTH118 - text only
+        if spec.command is not None:
+            return SecretRef("command", shlex.join(spec.command), spec.command)
         assert spec.credential is not None
         return SecretRef("credential", spec.credential)
 

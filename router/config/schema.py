@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from datetime import datetime
 from types import MappingProxyType
 from typing import Annotated, Any, Final, Literal, NamedTuple, TypeVar
 
@@ -42,6 +43,9 @@ BANDWIDTHS_MBPS: Final = {
     "100G": 100_000,
 }
 """The tiers that providers sell."""
+
+REKEY_MIN_S: Final = 30
+REKEY_MAX_S: Final = 30 * 86_400
 
 TEXT_MAX: Final = 128
 """Characters of a value that we take apart: the longest prefix filter has 60."""
@@ -155,11 +159,45 @@ def parse_router_id(text: str) -> str:
 
 def parse_policy(text: str) -> str:
     """Parse the MACsec policy. Raises ValueError."""
-    if text != "must-secure":
-        known = {"should-secure", "should", "fail-open", "should_encrypt", "no", "no-encrypt", "off"}
+    if text not in {"must-secure", "should-secure"}:
+        known = {"should", "fail-open", "should_encrypt", "no", "no-encrypt", "off"}
         why = "would let cleartext out of the port" if text in known else "is unknown"
-        raise ValueError(f"{text!r} {why} - the only policy so far is must-secure")
+        raise ValueError(f"{text!r} {why} - must-secure, or should-secure as an explicit choice")
     return text
+
+
+def parse_ckn(text: str) -> bytes:
+    """Parse a CAK's name. Raises ValueError."""
+    if not re.fullmatch("([0-9a-fA-F]{2}){1,32}", text):
+        raise ValueError(f"{text!r} is no CKN - 2 to 64 hex digits, an even number (in quotes)")
+    return bytes.fromhex(text)
+
+
+def parse_time(text: str) -> float:
+    """Parse `2026-12-01T00:00:00Z` to Unix seconds. Raises ValueError."""
+    try:
+        when = datetime.fromisoformat(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is no time - write 2026-12-01T00:00:00Z") from None
+    if when.tzinfo is None:
+        raise ValueError(f"{text!r} has no time zone - write {text}Z for UTC")
+    return when.timestamp()
+
+
+def parse_suites(value: object) -> tuple[CipherSuite, ...]:
+    """Parse a cipher suite or a list of them, best first. Raises ValueError."""
+    texts = value if isinstance(value, tuple) else (value,)
+    if not texts:
+        raise ValueError("an empty list - name one suite at least")
+    for text in texts:
+        if not isinstance(text, str):
+            raise ValueError(  # noqa: TRY004 - pydantic collects ValueErrors
+                f"expected text{shown(text)} - write a suite, or a list of suites"
+            )
+    suites = tuple(parse_suite(text) for text in texts)
+    if len(set(suites)) < len(suites):
+        raise ValueError("a suite stands twice in the list - once is enough, best first")
+    return suites
 
 
 def parse_profile(text: str) -> str:
@@ -232,12 +270,24 @@ AddressText = Annotated[bytes, _from_text(parse_address), _shape(r"^[0-9a-fA-F.:
 RouterIdText = Annotated[
     str, _from_text(parse_router_id), _shape(r"^[0-9]{1,3}(\.[0-9]{1,3}){3}$", "10.255.0.1")
 ]
-SuiteText = Annotated[
-    CipherSuite,
-    _from_text(parse_suite),
-    WithJsonSchema({"type": "string", "enum": [str(suite) for suite in CipherSuite]}),
+_SUITE_SCHEMA: Final = {"type": "string", "enum": [str(suite) for suite in CipherSuite]}
+SuitesText = Annotated[
+    tuple[CipherSuite, ...],
+    PlainValidator(parse_suites),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                _SUITE_SCHEMA,
+                {"type": "array", "items": _SUITE_SCHEMA, "minItems": 1, "uniqueItems": True},
+            ]
+        }
+    ),
 ]
-PolicyText = Annotated[str, _from_text(parse_policy), WithJsonSchema({"const": "must-secure"})]
+PolicyText = Annotated[
+    str, _from_text(parse_policy), WithJsonSchema({"enum": ["must-secure", "should-secure"]})
+]
+CknText = Annotated[bytes, _from_text(parse_ckn), _shape("^([0-9a-fA-F]{2}){1,32}$", "a1b2c3d4")]
+TimeText = Annotated[float, _from_text(parse_time), WithJsonSchema({"type": "string", "format": "date-time"})]
 ProfileText = Annotated[
     str, _from_text(parse_profile), WithJsonSchema({"type": "string", "enum": list(PROFILES)})
 ]
@@ -264,7 +314,9 @@ class SecretSpec(Strict):
     """Where a secret is. Never the secret itself."""
 
     model_config = ConfigDict(
-        json_schema_extra={"oneOf": [{"required": ["file"]}, {"required": ["credential"]}]}
+        json_schema_extra={
+            "oneOf": [{"required": ["file"]}, {"required": ["credential"]}, {"required": ["command"]}]
+        }
     )
 
     file: str | None = Field(
@@ -276,10 +328,20 @@ class SecretSpec(Strict):
         description="Name of a systemd credential (LoadCredential=, in $CREDENTIALS_DIRECTORY).",
     )
 
+    command: tuple[str, ...] | None = Field(
+        None,
+        min_length=1,
+        max_length=32,
+        description="Program (absolute path) and arguments; it prints the secret. No shell.",
+    )
+
     @model_validator(mode="after")
     def _one(self) -> SecretSpec:
-        if (self.file is None) == (self.credential is None):
-            raise ValueError("name one place - {file: PATH} or {credential: NAME}")
+        places = [place for place in (self.file, self.credential, self.command) if place is not None]
+        if len(places) != 1:
+            raise ValueError("name one place - {file: PATH}, {credential: NAME} or {command: [PATH, ...]}")
+        if self.command is not None and not self.command[0].startswith("/"):
+            raise ValueError(f"{self.command[0]!r} - name the program by its absolute path")
         return self
 
 
@@ -302,12 +364,71 @@ class StaticSpec(Strict):
     receive: StaticSaSpec = Field(description="What the far end sends under.")
 
 
+class MkaSpec(Strict):
+    """Key agreement (MKA, IEEE 802.1X clause 9)."""
+
+    priority: int | None = Field(
+        None, ge=0, le=255, description="Key Server Priority: the lowest makes the keys; 255 never does."
+    )
+    rekey_interval_s: int | None = Field(
+        None,
+        ge=0,
+        le=REKEY_MAX_S,
+        description=f"Age at which a SAK is replaced, {REKEY_MIN_S} s to 30 d; 0 by packet numbers only.",
+    )
+    delay_protection: bool | None = Field(
+        None, description="Hello every 0.5 s, and frames older than the last hello are dropped."
+    )
+    icv_indicator: bool | None = Field(None, description="Send the ICV Indicator, which some switches want.")
+    announce: bool | None = Field(None, description="Tell the peers which suites we take.")
+    ssci_order: Literal["standard", "reversed"] | None = Field(
+        None, description="XPN: the greatest SCI is number 1 (standard), or the least (some IOS-XE)."
+    )
+    clock_skew_s: int | None = Field(
+        None, ge=0, le=3600, description="Difference of clocks that the key chain tolerates."
+    )
+
+    @model_validator(mode="after")
+    def _interval(self) -> MkaSpec:
+        if self.rekey_interval_s is not None and 0 < self.rekey_interval_s < REKEY_MIN_S:
+            raise ValueError(
+                f"rekey_interval_s is {self.rekey_interval_s} - 0 (never by time), or {REKEY_MIN_S} to {REKEY_MAX_S}"
+            )
+        return self
+
+
+class KeySpec(Strict):
+    """One CAK of a channel's key chain."""
+
+    ckn: CknText = Field(description="Its name, 2 to 64 hex digits; equal at both ends.")
+    cak: SecretSpec = Field(description="The key, 32 or 64 hex digits.")
+    start: TimeText | None = Field(None, description="When it may be used first, with time zone.")
+    end: TimeText | None = Field(None, description="When it may no longer be used.")
+
+
+class KeyChainSpec(Strict):
+    """Where `lastmile keys` keeps a channel's keys."""
+
+    directory: str = Field(min_length=1, description="Directory, mode 0700; one file per key, mode 0600.")
+
+
 class MacsecDefaults(Strict):
     """The MACsec policy of an interconnect's channels."""
 
-    suite: SuiteText | None = Field(None, description="Cipher suite; the profile's if left out.")
+    suite: SuitesText | None = Field(
+        None, description="Cipher suite, or several, best first; the profile's if left out."
+    )
     policy: PolicyText | None = Field(
-        None, description="must-secure: nothing but protected frames and EAPOL leaves the port."
+        None,
+        description="must-secure: nothing but protected frames and EAPOL leaves the port. "
+        "should-secure: frames in clear pass while the far end has no key.",
+    )
+    mka: MkaSpec | None = Field(None, description="Key agreement; the profile's values if left out.")
+    keys_managed_by: Literal["us", "provider"] | None = Field(
+        None, description="Who adds and rotates keys; us if left out."
+    )
+    bake_time_s: int | None = Field(
+        None, ge=0, le=604_800, description="Between rotations of two channels; 7200 if left out."
     )
     replay_window: int | None = Field(
         None, ge=0, le=2**32 - 1, description="Frames that may arrive late; 0 is strict order."
@@ -322,6 +443,12 @@ class MacsecSpec(MacsecDefaults):
     """A channel's MACsec policy; what it does not say, the interconnect or the profile does."""
 
     static: StaticSpec | None = Field(None, description="Keys by hand. For the lab only.")
+    keys: tuple[KeySpec, ...] | None = Field(
+        None, min_length=1, max_length=32, description="The channel's key chain, by reference."
+    )
+    key_chain: KeyChainSpec | None = Field(
+        None, description="The channel's key chain in a directory, which `lastmile keys` writes."
+    )
 
 
 class PortSpec(Strict):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import stat
+import subprocess
 from collections.abc import Iterator, Mapping
 from typing import Final
 
@@ -26,12 +27,22 @@ SECRET_SIZE_MAX: Final = 4096
 PASSWORD_SIZE_MAX: Final = 80
 """Octets of a TCP MD5 key (TCP_MD5SIG_MAXKEYLEN)."""
 
+COMMAND_TIMEOUT_S: Final = 10
+"""A secret's command that takes longer is ended."""
+
 _OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
 _OTHERS_WRITE: Final = stat.S_IWGRP | stat.S_IWOTH
 
 
 def resolve(ref: SecretRef) -> Secret:
     """Read a secret without its final line break. Raises SecretError."""
+    if ref.kind == "command":
+        return Secret(_trimmed(ref, _printed(ref)))
+    return Secret(_trimmed(ref, read_private(ref)))
+
+
+def read_private(ref: SecretRef) -> bytes:
+    """Read a whole file that only its owner can get at. Raises SecretError."""
     path = _path(ref)
     _check_directory(ref, os.path.dirname(path))  # noqa: PTH120 - text only
     try:
@@ -50,7 +61,29 @@ def resolve(ref: SecretRef) -> Secret:
         os.close(descriptor)
     if len(octets) > SECRET_SIZE_MAX:
         raise SecretError(f"{ref}: larger than {SECRET_SIZE_MAX} octets - this is no secret of ours")
-    return Secret(_trimmed(ref, octets))
+    return octets
+
+
+def _printed(ref: SecretRef) -> bytes:
+    """Run a secret's command and take what it prints. Raises SecretError that repeats none of it."""
+    try:
+        done = subprocess.run(
+            ref.argv,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            timeout=COMMAND_TIMEOUT_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise SecretError(f"{ref}: did not end within {COMMAND_TIMEOUT_S} s - it must not ask") from None
+    except OSError as error:
+        raise SecretError(f"{ref}: cannot be run: {_reason(error)} - name an executable program") from None
+    if done.returncode:
+        raise SecretError(f"{ref}: ended with status {done.returncode} - run it by hand to see why")
+    if len(done.stdout) > SECRET_SIZE_MAX:
+        raise SecretError(f"{ref}: printed more than {SECRET_SIZE_MAX} octets - this is no secret of ours")
+    return done.stdout
 
 
 def resolve_password(ref: SecretRef) -> Secret:
@@ -67,11 +100,23 @@ def resolve_password(ref: SecretRef) -> Secret:
 def resolve_sak(ref: SecretRef, key_size: int) -> Secret:
     """Read a SAK of `key_size` octets, written as hex digits. Raises SecretError."""
     secret = resolve(ref)
-    digits = secret.reveal()
-    if len(digits) != 2 * key_size:
+    if len(secret) != 2 * key_size:
         raise SecretError(
-            f"{ref}: {len(digits)} characters - the suite's key is {2 * key_size} hex digits ({key_size * 8} bit)"
+            f"{ref}: {len(secret)} characters - the suite's key is {2 * key_size} hex digits ({key_size * 8} bit)"
         )
+    return _from_hex(ref, secret)
+
+
+def resolve_cak(ref: SecretRef) -> Secret:
+    """Read a CAK of 16 or 32 octets, written as hex digits. Raises SecretError."""
+    secret = resolve(ref)
+    if len(secret) not in {32, 64}:
+        raise SecretError(f"{ref}: {len(secret)} characters - a CAK is 32 or 64 hex digits (128 or 256 bit)")
+    return _from_hex(ref, secret)
+
+
+def _from_hex(ref: SecretRef, secret: Secret) -> Secret:
+    digits = secret.reveal()
     if any(octet not in b"0123456789abcdefABCDEF" for octet in digits):
         raise SecretError(f"{ref}: has a character that is no hex digit - a key is written as 0-9 and a-f")
     key = Secret(bytes.fromhex(digits.decode("ascii")))
@@ -96,28 +141,48 @@ def check_secrets(
             if key_size is None:
                 resolve_password(ref).wipe()
                 continue
-            key = resolve_sak(ref, key_size)
+            key = resolve_sak(ref, key_size) if key_size else resolve_cak(ref)
         except SecretError as error:
             message = str(error) if origin is not None else str(error).removeprefix(f"{ref}: ")
             findings.append(Finding(file, line, 0, path, message))
             continue
         if key in keys:
-            message = f"{ref}: the same key as {keys[key]} - each direction of each channel has its own"
+            own = "each direction of each channel has its own" if key_size else "each name has its own"
+            message = f"{ref}: the same key as {keys[key]} - {own}"
             findings.append(Finding(file, line, 0, path, message))
         keys.setdefault(key, path)
     for key in list(keys):
         key.wipe()
-    return tuple(findings)
+    return (*findings, *_check_directories(effective, origins or {}))
+
+
+def _check_directories(effective: EffectiveConfig, origins: Mapping[str, Origin]) -> Iterator[Finding]:
+    """Read the key directories, as the key daemon will."""
+    from router.config.keys import load_chain  # only where there are any: it brings the cryptography
+
+    for channel in effective.channels:
+        if channel.macsec.key_directory is None:
+            continue
+        path = f"channels.{channel.id}.macsec.key_directory"
+        origin = origins.get(path)
+        file, line = (origin.source, origin.line) if origin is not None else (channel.macsec.key_directory, 0)
+        profile = next(i.profile for i in effective.interconnects if i.name == channel.interconnect)
+        chain = load_chain(channel.macsec, profile, str(channel.id), only_directory=True)
+        for problem in chain.problems:
+            yield Finding(file, line, 0, path, problem)
+        chain.wipe()
 
 
 def _references(effective: EffectiveConfig) -> Iterator[tuple[str, SecretRef, int | None]]:
-    """List path, reference, and key size in octets (None: a password)."""
+    """List path, reference, and key size in octets (None: a password; 0: a CAK of either size)."""
     for channel in effective.channels:
         static = channel.macsec.static
         if static is not None:
             path = f"channels.{channel.id}.macsec.static"
             yield f"{path}.transmit.sak", static.transmit.sak, channel.macsec.suite.key_size
             yield f"{path}.receive.sak", static.receive.sak, channel.macsec.suite.key_size
+        for key in channel.macsec.keys:
+            yield f"channels.{channel.id}.macsec.keys.{key.ckn.hex()}.cak", key.cak, 0
     for session in effective.sessions:
         if session.password is not None:
             path = f"connections.{session.connection}.features.{session.channel}.sessions.{session.afi}"

@@ -10,7 +10,7 @@ from router.config.load import load_text
 from router.config.profiles import PROFILES
 
 CONFIG = Path(__file__).parents[3] / "config"
-FOUR = (CONFIG / "four-channels.yaml").read_text()
+FOUR = (CONFIG / "static-keys.yaml").read_text()
 GENERIC = (CONFIG / "generic-vrf.yaml").read_text()
 
 

@@ -11,7 +11,7 @@ from router.config.impact import impact
 from router.config.load import load, load_text
 
 CONFIG = Path(__file__).parents[3] / "config"
-FOUR = (CONFIG / "four-channels.yaml").read_text()
+FOUR = (CONFIG / "static-keys.yaml").read_text()
 GENERIC = (CONFIG / "generic-vrf.yaml").read_text()
 
 

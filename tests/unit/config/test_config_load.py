@@ -16,7 +16,7 @@ from router.model import CipherSuite, Prefix
 
 CONFIG = Path(__file__).parents[3] / "config"
 EXAMPLES = sorted(CONFIG.glob("*.yaml"))
-FOUR = (CONFIG / "four-channels.yaml").read_text()
+FOUR = (CONFIG / "static-keys.yaml").read_text()
 
 
 def errors_of(text):
@@ -48,18 +48,18 @@ def test_every_value_has_an_origin(file):
 
 def test_origins_say_file_profile_default_and_derived():
     """One of each kind, as it is printed."""
-    origins = load_text(FOUR, "four-channels.yaml").origins
+    origins = load_text(FOUR, "static-keys.yaml").origins
     line = FOUR.split("\n").index("      suite: gcm-aes-xpn-256") + 1
-    assert str(origins["channels.a1.macsec.suite"]) == f"four-channels.yaml:{line}"
+    assert str(origins["channels.a1.macsec.suite"]) == f"static-keys.yaml:{line}"
     assert str(origins["connections.prod.bgp.timers.hold_s"]) == "profile aws-dx"
     assert str(origins["connections.prod.bgp.local_preference"]) == "default"
     assert str(origins["connections.prod.features.a1.device"]) == "derived"
-    assert str(origins["connections.prod.features.a1.sessions.ipv4.local_asn"]) == "four-channels.yaml:4"
+    assert str(origins["connections.prod.features.a1.sessions.ipv4.local_asn"]) == "static-keys.yaml:4"
 
 
 def test_four_channels_is_what_it_says():
     """The values that the lab and the other parts rely on."""
-    config = load(CONFIG / "four-channels.yaml").effective
+    config = load(CONFIG / "static-keys.yaml").effective
     assert [channel.id for channel in config.channels] == ["a1", "a2", "b1", "b2"]
     assert config.sites == ("site-a", "site-b")
     assert len(config.sessions) == 8

@@ -38,7 +38,7 @@ REFUSED_BY_SCHEMA = [
     "vlan-4095",
     "vlan-quoted",
     "suite-unknown",
-    "policy-should-secure",
+    "policy-off",
     "too-many-channels",
     "salt-short",
     "an-four",

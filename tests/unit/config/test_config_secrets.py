@@ -167,8 +167,8 @@ def test_a_secret_error_is_the_operators():
 
 @pytest.fixture
 def populated(tmp_path):
-    """Return four-channels.yaml beside its secrets, loaded."""
-    (tmp_path / "four.yaml").write_bytes((CONFIG / "four-channels.yaml").read_bytes())
+    """Return static-keys.yaml beside its secrets, loaded."""
+    (tmp_path / "four.yaml").write_bytes((CONFIG / "static-keys.yaml").read_bytes())
     (tmp_path / "secrets").mkdir(mode=0o700)
     for n, channel in enumerate(("a1", "a2", "b1", "b2")):
         for name, text in (
