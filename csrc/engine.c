@@ -232,6 +232,14 @@ static bool read_packet(struct worker *worker, struct channel *channel, struct f
     }
 }
 
+/* Where the next `size` octets of a batch go: behind `at`, and across as few chunks as possible. */
+static uint32_t lay(uint32_t at, uint32_t size, uint32_t chunk)
+{
+    if (chunk == 0 || at % chunk + size <= chunk)
+        return at;
+    return (at + chunk - 1) / chunk * chunk;
+}
+
 /* One batch, or as many as it takes to empty the last packet read. */
 static void channel_out(struct worker *worker, struct channel *channel, struct feature *feature)
 {
@@ -270,11 +278,15 @@ static void channel_out(struct worker *worker, struct channel *channel, struct f
             const uint32_t need =
                 (SECY_HEADROOM + gso_frame_max(&gso) + SECY_TAILROOM + REGION_ALIGN - 1) &
                 ~(uint32_t)(REGION_ALIGN - 1);
-            while (n < PORT_BATCH && segment < gso.segments && (room = end - at >= need)) {
+            for (; n < PORT_BATCH && segment < gso.segments; segment++) {
+                at = lay(at, need, port->chunk);
+                room = at + need <= end;
+                if (!room)
+                    break;
                 const uint32_t start = at + SECY_HEADROOM;
                 frames[n++] = (struct frame){
                     .at = start,
-                    .len = gso_cut(&gso, segment++, port->tx_arena + start),
+                    .len = gso_cut(&gso, segment, port->tx_arena + start),
                     .vlan = feature->vid == ENGINE_UNTAGGED ? FRAME_NO_VLAN : feature->vid,
                 };
                 at += need;
@@ -544,6 +556,8 @@ int channel_new(struct engine *engine, const struct channel_config *config, cons
         return error;
     }
     watch(new->in_worker, new->port.rx_fd, &new->port_source, EPOLLIN, EPOLL_CTL_ADD);
+    if (new->port.path == PORT_XDP)
+        watch(new->in_worker, port_xdp_fd(&new->port), &new->port_source, EPOLLIN, EPOLL_CTL_ADD);
     *channel = new;
     return 0;
 }

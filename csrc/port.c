@@ -109,6 +109,11 @@ int port_send(struct port *port, const struct frame *frames, unsigned count)
     return sent == (int)n ? (int)count : index[sent];
 }
 
+static uint32_t slot_at(const struct port *port, unsigned i)
+{
+    return port->rx_slots + i * port->rx_slot + SECY_HEADROOM;
+}
+
 int port_receive(struct port *port, struct frame *frames)
 {
     struct mmsghdr messages[PORT_BATCH];
@@ -120,16 +125,14 @@ int port_receive(struct port *port, struct frame *frames)
             return n;
     }
     for (unsigned i = 0; i < PORT_BATCH; i++) {
-        vectors[i] = (struct iovec){port->rx_arena + (size_t)i * port->rx_slot + SECY_HEADROOM,
-                                    port->frame_max};
+        vectors[i] = (struct iovec){port->rx_arena + slot_at(port, i), port->frame_max};
         messages[i].msg_hdr = (struct msghdr){.msg_iov = &vectors[i], .msg_iovlen = 1};
     }
     const int n = recvmmsg(port->rx_fd, messages, PORT_BATCH, MSG_DONTWAIT, NULL);
     if (n < 0)
         return errno == EAGAIN || errno == EINTR ? 0 : port_errno(errno);
     for (int i = 0; i < n; i++)
-        frames[i] = (struct frame){.at = (uint32_t)i * port->rx_slot + SECY_HEADROOM,
-                                   .len = messages[i].msg_len};
+        frames[i] = (struct frame){.at = slot_at(port, (unsigned)i), .len = messages[i].msg_len};
     return n;
 }
 

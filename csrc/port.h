@@ -56,6 +56,8 @@ struct port {
     uint8_t *rx_arena;
     size_t tx_size, rx_size;
     uint32_t rx_slot;     /* octets from one receive buffer to the next */
+    uint32_t rx_slots;    /* offset of the first one in rx_arena */
+    uint32_t chunk;       /* not 0: frames should not cross multiples of this */
     uint64_t overruns;    /* frames that came faster than they were taken; see port_overruns */
     struct port_xdp *xdp; /* NULL: AF_PACKET alone */
 };
@@ -93,6 +95,9 @@ int port_carrier(const char *device);
 
 /* port_mac reads the device's MAC address. */
 int port_mac(const char *device, uint8_t mac[6]);
+
+/* port_xdp_fd: where frames redirected by XDP are waited for; -1 if there is none. */
+int port_xdp_fd(const struct port *port);
 
 /* The AF_XDP half, called by port.c alone. */
 int port_xdp_open(struct port *port);
