@@ -25,12 +25,12 @@ import pytest
 
 sys.path[:0] = [str(Path(__file__).parents[1] / "tests" / part) for part in ("bgp", "unit/bgp")]
 
-from bgp_builders import LOCAL_ASN, PEER_ASN, make_config
-from bgp_live import Bench, Routerd, bench, until
+from bgp_builders import LOCAL_ASN, PEER_ASN, make_config  # noqa: E402
+from bgp_live import Bench, Routerd, bench, until  # noqa: E402
 
-from router.bgp.rib import SessionChange
-from router.bgp.speaker import Routes, Synced
-from router.kernel.fib import FibSocket
+from router.bgp.rib import SessionChange  # noqa: E402
+from router.bgp.speaker import Routes, Synced  # noqa: E402
+from router.kernel.fib import FibSocket  # noqa: E402
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
@@ -139,18 +139,20 @@ def test_bird_10k_prefixes_to_kernel(benchmark):
         net.bird(PREFIXES, [], password=None)
         text = ["router id 10.255.0.1;", "protocol device {}"]
         text.append("protocol kernel { merge paths on; ipv4 { import none; export all; }; }")
-        for n in (1, 2):
-            text.append(
-                f"protocol bgp u{n} {{ local 169.254.{n}.1 as {LOCAL_ASN}; neighbor 169.254.{n}.2 as {PEER_ASN};"
-                " connect delay time 1; connect retry time 1; ipv4 { import all; export none; }; }"
-            )
+        text += [
+            f"protocol bgp u{n} {{ local 169.254.{n}.1 as {LOCAL_ASN}; neighbor 169.254.{n}.2 as {PEER_ASN};"
+            " connect delay time 1; connect retry time 1; ipv4 { import all; export none; }; }"
+            for n in (1, 2)
+        ]
         path = net.run_dir / "router.conf"
         path.write_text("\n".join(text) + "\n")
         control = str(net.run_dir / "router.ctl")
         process = net.spawn(net.router, "/usr/sbin/bird", "-f", "-c", str(path), "-s", control)
 
         def established():
-            shown = subprocess.run(["birdc", "-s", control, "show", "protocols"], capture_output=True, check=False)
+            shown = subprocess.run(
+                ["birdc", "-s", control, "show", "protocols"], capture_output=True, check=False
+            )
             return shown.stdout.count(b"Established") == 2
 
         async def ready():

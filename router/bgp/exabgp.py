@@ -101,18 +101,16 @@ def render(
             )
         known[key] = session.name
     argv = [sys.executable, "-I", "-S", "-B", str(SHIM), str(socket)]
-    blocks = [
-        "process shim {\n"
-        f"    run {' '.join(_quoted(word) for word in argv)};\n"
-        "    encoder json;\n"
-        "    respawn true;\n"
-        "}\n"
-    ]
-    blocks += [
+    run = " ".join(_quoted(word) for word in argv)
+    process = f"process shim {{\n    run {run};\n    encoder json;\n    respawn true;\n}}\n"
+    neighbors = [
         _neighbor(session, connections[session.connection], passwords.get(session.name))
         for session in sessions
     ]
-    return "".join(blocks)
+    return process + "".join(neighbors)
+
+
+_RECEIVE: Final = "receive { parsed; update; open; notification; refresh; }"
 
 
 def _neighbor(session: Session, connection: Connection, password: Secret | None) -> str:
@@ -143,8 +141,7 @@ def _neighbor(session: Session, connection: Connection, password: Secret | None)
     lines += [
         "capability { asn4 enable; route-refresh enable; graceful-restart %s; }" % (restart or "disable"),
         f"family {{ {session.afi} unicast; }}",
-        "api { processes [ shim ]; neighbor-changes; negotiated; fsm;"
-        " receive { parsed; update; open; notification; refresh; } }",
+        f"api {{ processes [ shim ]; neighbor-changes; negotiated; fsm; {_RECEIVE} }}",
     ]
     body = "".join(f"    {line}\n" for line in lines)
     return f"neighbor {session.addresses.peer} {{\n{body}}}\n"

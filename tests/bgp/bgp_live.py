@@ -113,7 +113,7 @@ class Bench:
             stdout=log,
             stderr=subprocess.STDOUT,
             env={**os.environ, **(env or {})},
-            preexec_fn=enter,
+            preexec_fn=enter,  # noqa: PLW1509 - one thread at that moment
         )
         os.close(fd)
         log.close()
@@ -250,7 +250,7 @@ class Bench:
         )
         for prefix in v4 + v6:
             family = "ipv6" if ":" in prefix else "ipv4"
-            for attempt in range(100):
+            for _attempt in range(100):
                 done = subprocess.run(
                     ["ip", "netns", "exec", self.peer, "gobgp", "global", "rib", "add", prefix, "-a", family],
                     capture_output=True,

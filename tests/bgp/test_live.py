@@ -293,3 +293,42 @@ async def test_status_names_silence():
             await until(lambda: all(c.startswith("no answer to our attempts") for c in causes()), "named")
         finally:
             await routerd.stop()
+
+
+async def test_with_graceful_restart_a_killed_exabgp_costs_no_route_on_either_side():
+    """RFC 4724: both keep forwarding; our EOR comes only after our announcements."""
+    policy = replace(POLICY, graceful_restart_s=60)
+    with bench(1) as net:
+        net.bird(V4, V6)
+        routerd = Routerd(net, make_config(1, sites=("site-a",), password=REF, policy=policy))
+        try:
+            await routerd.start()
+            await until(lambda: routerd.synced, "synced")
+            await until(bird_sees_us(net), "our prefixes at BIRD")
+            before = dict(routerd.routes)
+            process = routerd.exabgp["exabgp-site-a.1"]
+            process.kill()
+            process.wait()
+
+            def stale():
+                return "Neighbor graceful restart active" in net.birdc("show", "protocols", "all", "e1x4")
+
+            await until(stale, "BIRD keeps our prefixes as stale ones")
+            assert bird_sees_us(net)()
+            lost = []
+            routerd.start_children()
+
+            def again():
+                lost.extend([routerd.routes != before, not bird_sees_us(net)()])
+                return routerd.all_established() and not stale()
+
+            await until(again, "restarted")
+            await until(
+                lambda: all(s.rib.synced and not s.rib.stale for s in routerd.speaker.status().sessions),
+                "swept",
+            )
+            assert not any(lost)
+            assert routerd.routes == before
+            assert bird_sees_us(net)()
+        finally:
+            await routerd.stop()

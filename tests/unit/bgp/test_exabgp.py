@@ -93,8 +93,8 @@ async def test_install_validates_first_and_replaces_by_rename(tmp_path):
     assert await exabgp.install(good, path, user=None, secrets=secrets)
     assert not await exabgp.install(good, path, user=None, secrets=secrets)
     assert path.stat().st_mode & 0o777 == 0o600
+    bad = good + 'neighbor oops { md5-password "s3cret"; }\n'
     with pytest.raises(ConfigError, match="ExaBGP refuses") as refused:
-        bad = good + 'neighbor oops { md5-password "s3cret"; }\n'
         await exabgp.install(bad, path, user=None, secrets=secrets)
     assert "s3cret" not in str(refused.value)
     assert path.read_text() == good

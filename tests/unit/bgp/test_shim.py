@@ -65,9 +65,9 @@ class Rig:
         self.thread.start()
 
     def say(self, *lines):
-        for data in lines:
-            while data:
-                data = data[os.write(self.exabgp, data) :]
+        left = b"".join(lines)
+        while left:
+            left = left[os.write(self.exabgp, left) :]
 
     def daemon(self):
         Path(self.path).unlink(missing_ok=True)
