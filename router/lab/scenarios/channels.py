@@ -172,17 +172,19 @@ def check_channels(lab: Lab, report: Report) -> None:
 def check_far_ends(lab: Lab, report: Report) -> None:
     """The same from the other side: the witness that is not ours. A family's first routes follow its Open."""
     for afi in ("ipv4", "ipv6"):
-        seen: dict[str, PeerSession] = {}
+        ok = reached(lambda a=afi: all(_served(s) for s in _seen(lab, a).values()), ROUTE_TIMEOUT_S, POLL_S)  # type: ignore[misc]
+        detail = ", ".join(
+            f"{n} {s.state} received {s.prefixes_received}" for n, s in _seen(lab, afi).items()
+        )
+        report.check(f"edges see {afi} established and one prefix of ours", ok is not None, detail)
 
-        def complete(afi: str = afi) -> bool:
-            seen.update(
-                {n: s for n, far_end in lab.far_ends.items() for s in far_end.sessions() if s.afi == afi}
-            )
-            return all(s.established and s.prefixes_received == 1 for s in seen.values())
 
-        ok = reached(complete, ROUTE_TIMEOUT_S, POLL_S) is not None
-        detail = ", ".join(f"{node} {s.state} received {s.prefixes_received}" for node, s in seen.items())
-        report.check(f"edges see {afi} established and one prefix of ours", ok and bool(seen), detail)
+def _seen(lab: Lab, afi: str) -> dict[str, PeerSession]:
+    return {node: s for node, far_end in lab.far_ends.items() for s in far_end.sessions() if s.afi == afi}
+
+
+def _served(session: PeerSession) -> bool:
+    return session.established and session.prefixes_received == 1
 
 
 def check_ecmp(lab: Lab, report: Report) -> None:
