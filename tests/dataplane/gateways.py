@@ -107,6 +107,7 @@ class Gateway:
     directory: Path
     path: str
     workers: int
+    middle: str | None = None
     process: subprocess.Popen | None = None
     mac: MacAddress | None = None
     helpers: list[Inside] = field(default_factory=list)
@@ -185,6 +186,12 @@ class Gateway:
         self.helpers.append(helper)
         return helper
 
+    async def see_wire(self) -> Inside:
+        """Capture in the middle of the wire, on our side of it."""
+        helper = await Inside.start(self.middle, "capture", self.name)
+        self.helpers.append(helper)
+        return helper
+
     def run(self, *command: str) -> subprocess.CompletedProcess:
         return subprocess.run(
             ["ip", "netns", "exec", self.ns, *command],
@@ -224,39 +231,55 @@ async def key(a: Gateway, b: Gateway, number: int = 1, an: int = 0) -> None:
         await sender.secy.enable_transmit_sa(an)
 
 
+def _cable(names: dict[str, str], middle: str | None) -> None:
+    """Lay the wire between namespaces `a` and `b`."""
+    mtu = ("mtu", str(PORT_MTU))
+    if middle is None:
+        ip("link", "add", "wire", *mtu, "netns", names["a"], "type", "veth",
+           "peer", "name", "wire", *mtu, "netns", names["b"])  # fmt: skip
+        return
+    ip("-n", middle, "link", "add", "br0", *mtu, "type", "bridge")
+    ip("-n", middle, "link", "set", "br0", "up")
+    for name, ns in names.items():
+        ip("link", "add", "wire", *mtu, "netns", ns, "type", "veth",
+           "peer", "name", name, *mtu, "netns", middle)  # fmt: skip
+        ip("-n", middle, "link", "set", "dev", name, "master", "br0", "up")
+
+
 @asynccontextmanager
-async def wire(path: str = "packet", workers: int = 2):
-    """Two namespaces with a veth named `wire` in each; the data planes are not started yet."""
+async def wire(path: str = "packet", workers: int = 2, *, middle: bool = False):
+    """Two namespaces with a device `wire` in each; the data planes are not started yet."""
     prefix = f"dp{os.getpid()}x{next(_numbers)}"
     names = {"a": f"{prefix}a", "b": f"{prefix}b"}
+    between = f"{prefix}m" if middle else None
+    everything = [*names.values(), *([between] if between else [])]
     with tempfile.TemporaryDirectory(prefix=prefix) as directory:
         gateways = []
         try:
-            for ns in names.values():
+            for ns in everything:
                 ip("netns", "add", ns)
                 ip("-n", ns, "link", "set", "lo", "up")
-            mtu = str(PORT_MTU)
-            ip("link", "add", "wire", "mtu", mtu, "netns", names["a"], "type", "veth",
-               "peer", "name", "wire", "mtu", mtu, "netns", names["b"])  # fmt: skip
+                # No IPv6 chatter of the kernels: what is on the wire is ours.
+                ip("netns", "exec", ns, "sysctl", "-qw", "net.ipv6.conf.default.disable_ipv6=1")
+            _cable(names, between)
             for name, ns in names.items():
-                # No IPv6 chatter of the port itself: what is on the wire is ours.
-                ip("netns", "exec", ns, "sysctl", "-qw", "net.ipv6.conf.wire.disable_ipv6=1")
+                ip("netns", "exec", ns, "sysctl", "-qw", "net.ipv6.conf.default.disable_ipv6=0")
                 ip("-n", ns, "link", "set", "wire", "up")
                 own = Path(directory) / name
                 own.mkdir()
-                gateways.append(Gateway(name, ns, own, path, workers))
+                gateways.append(Gateway(name, ns, own, path, workers, between))
             yield tuple(gateways)
         finally:
             for gateway in gateways:
                 gateway.stop()
-            for ns in names.values():
+            for ns in everything:
                 ip("netns", "del", ns, check=False)
 
 
 @asynccontextmanager
-async def pair(path: str = "packet", workers: int = 2, **changes):
+async def pair(path: str = "packet", workers: int = 2, *, middle: bool = False, **changes):
     """Both data planes run, are keyed, and their TAPs have addresses and carrier."""
-    async with wire(path, workers) as (a, b):
+    async with wire(path, workers, middle=middle) as (a, b):
         for gateway in (a, b):
             await gateway.start()
             await gateway.want(**changes)

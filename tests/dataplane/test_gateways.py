@@ -26,9 +26,9 @@ PATHS = ["packet", "xdp-tx", "xdp"]
 @pytest.mark.parametrize("path", PATHS)
 async def test_packets_of_every_kind_pass_and_only_macsec_is_on_the_wire(path):
     """ARP, ICMP, DF 8500, UDP of all sizes and TCP both ways arrive whole; the wire shows 0x88E5 only."""
-    async with pair(path) as (a, b):
+    async with pair(path, middle=True) as (a, b):
         assert (await a.status())["path"] == path
-        seen = await b.helper("capture", "wire")
+        seen = await b.see_wire()
         assert a.ping("10.9.0.2")
         assert a.ping("fd09::2")
         assert a.ping("10.9.0.2", size=8500 - 28)
