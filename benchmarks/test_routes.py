@@ -99,9 +99,7 @@ def test_install_ip_batch(benchmark, namespace, tmp_path, count):
     file = tmp_path / "batch"
     file.write_text("".join(f"route replace {p} via 10.0.0.2 proto 205\n" for p in prefixes(count)))
     benchmark.group = f"install {count} routes"
-    benchmark.pedantic(
-        lambda: subprocess.run(["ip", "-batch", str(file)], check=True), setup=flush, rounds=3
-    )
+    benchmark.pedantic(lambda: subprocess.run(["ip", "-batch", str(file)], check=True), setup=flush, rounds=3)
     benchmark.extra_info["routes_per_s"] = round(count / benchmark.stats.stats.median)
 
 

@@ -2,22 +2,26 @@
 
     python -m router.keyd --config FILE --run-dir DIR [--state-dir DIR]
 
-Static keys (lab only): for each channel it waits for the macsec device, installs the receive SC
-and SA, then the transmit SA, and looks again on every link notification and every second. Where
-the device was deleted and made again, the keys are installed again, but **a packet number never
-goes back under one SAK**: with AES-GCM a repeated (key, PN) gives the plaintext away. So the
-daemon remembers, per channel and SAK, a ceiling that no sent PN has reached; it is on disk
-before it is needed, and a new transmit SA starts at the ceiling:
-
-    sent so far ....... next_pn ... | margin ... ceiling <- a rebuilt device starts here
-
-An SA that is in the kernel with our key's id is adopted as it is. One that ran out of packet
-numbers is left inactive: only another SAK helps.
+Each channel has a keyer. With MKA (`MkaKeyer`) it reads the channel's key chain, runs one KaY
+(`router.mka.driver`) and tells it which CAKs are live by the time of day. With static keys (lab only)
+it is `router.static_keys`. It looks on every link notification and every second.
 
 It runs on the accepted configuration (`router.accepted`), reads it again on SIGHUP or when it
-changes, and keeps the old one where the new one cannot be used. It gives up all capabilities
-but CAP_NET_ADMIN, and cannot be traced or dump core. Its files in the state directory have
-mode 0600 and hold packet numbers and key ids, never keys.
+changes, and keeps the old one where the new one cannot be used. RUN_DIR/keyd.sock (mode 0600) takes
+one JSON object per line and answers with one:
+
+    {"verb": "status"}                          {"ok": true, "channels": {NAME: ChannelKeys, ...}}
+    {"verb": "rekey", "channel": NAME}          {"ok": true} or {"ok": false, "error": SENTENCE}
+    {"verb": "reload"}                          key files are read again
+
+**What survives what.** routerd's death: everything. Our own: the SAs stay in the SecY, nothing is
+lost for an MKA Life Time; a successor adopts them, agrees on a fresh SAK with the peers and only then
+lets them go. Ids of installed keys are in RUN_DIR/keyd/*.used (mode 0600), so no SAK is installed twice.
+
+**Secrets.** Only this process reads CAKs. It keeps CAP_NET_ADMIN and CAP_NET_RAW alone, cannot be
+traced or dump core, and its memory is locked where the limits allow it. Our own copies of keys are
+overwritten when they end; copies that Python or the crypto library made (`bytes` are immutable) live
+until the allocator reuses their place. Whoever can read this process' memory has the keys.
 """
 
 from __future__ import annotations
@@ -25,7 +29,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import ctypes
-import hashlib
 import json
 import os
 import resource
@@ -34,253 +37,125 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 from router import log as logging
 from router.accepted import load_accepted
-from router.config.effective import Channel, EffectiveConfig, SecretRef, StaticKeys
-from router.errors import ConfigError, KernelError
-from router.model import CipherSuite, Secret
+from router.config.effective import Channel, EffectiveConfig, Macsec, MacsecMode
+from router.config.keys import Chain, load_chain, stamp
+from router.errors import ConfigError, ControlError, KernelError
+from router.key_status import channel_keys
+from router.mka.driver import KayDriver, UsedKeys
+from router.mka.kay import KayConfig
+from router.mka.keychain import expiry_warning
+from router.mka.keys import SsciOrder
+from router.model import MacAddress, Sci
 from router.reconcile.kernel import EventsLost, LinkEvent
-from router.secy import SaKey, SaState, SecY, SecyState
+from router.secy import SecY
+from router.static_keys import PnHistory, ResolveSak, StaticKeyer
 
 POLL_S: Final = 1.0
-SAVE_S: Final = 10.0
-"""The state file is written at least this often while traffic flows."""
-MARGIN_XPN: Final = 1 << 24
-MARGIN: Final = 1 << 20
-"""Packet numbers between what was sent and the ceiling, without XPN: 4096 rebuilds use a SAK up."""
-MARGIN_GROWTH: Final = 4
-"""The margin is at least so many times what was sent between two looks."""
-UNSEEN_S_MAX: Final = 60
-"""For each second in which nobody looked, up to this many, one more margin is skipped. A receiver
-with XPN follows a jump of up to 2^31 (802.1AE-2018 10.6.2); 61 margins of 2^24 are below that."""
-FIRST_PN: Final = 1
+REQUEST_MAX: Final = 65536
+"""Octets of one request on the control socket."""
 
 CAP_NET_ADMIN: Final = 12
+CAP_NET_RAW: Final = 13
 _CAPABILITY_VERSION_3: Final = 0x20080522
 _PR_SET_DUMPABLE: Final = 4
 _PR_SET_NO_NEW_PRIVS: Final = 38
+_MCL_CURRENT_AND_FUTURE: Final = 3
 
-ResolveSak = Callable[[SecretRef, int], Secret]
-
-
-def key_id(sak: Secret) -> bytes:
-    """Name a SAK by 16 octets that do not tell it."""
-    return hashlib.sha256(b"lastmile static SAK\0" + sak.reveal()).digest()[:16]
+_UNKNOWN_SCI: Final = Sci(MacAddress(bytes(6)))
+"""Until the SecY has told its own."""
 
 
-@dataclass(frozen=True, slots=True)
-class PnRecord:
-    """What is remembered of one SAK on one channel."""
-
-    ceiling: int
-    """No frame was sent with this PN or a higher one."""
-    seen_at: float
-    """Wall-clock time in seconds at which the kernel was last asked."""
-
-    def start(self, now: float, margin: int) -> int:
-        """Return the PN at which a new transmit SA may start."""
-        unseen = min(max(int(now - self.seen_at - SAVE_S), 0), UNSEEN_S_MAX)
-        return self.ceiling + unseen * margin
-
-
-class PnHistory:
-    """Packet numbers by channel and key, in one file, written whole or not at all."""
-
-    def __init__(self, path: Path | None) -> None:
-        self._path = path
-        self._sent: dict[tuple[str, str], PnRecord] = {}
-        self._received: dict[tuple[str, str], int] = {}
-        self.dirty = False
-
-    def load(self) -> None:
-        """Read the file. Raises OSError, and ValueError where it is damaged."""
-        if self._path is None or not self._path.exists():
-            return
-        data = json.loads(self._path.read_text())
-        for entry in data["transmit"]:
-            record = PnRecord(int(entry["ceiling"]), float(entry["seen_at"]))
-            self._sent[str(entry["channel"]), str(entry["key_id"])] = record
-        for entry in data["receive"]:
-            self._received[str(entry["channel"]), str(entry["key_id"])] = int(entry["lowest_pn"])
-
-    def save(self) -> None:
-        """Write the file with mode 0600 and wait until it is on disk. Raises OSError."""
-        self.dirty = False
-        if self._path is None:
-            return
-        data = {
-            "transmit": [{"channel": c, "key_id": k, **asdict(r)} for (c, k), r in self._sent.items()],
-            "receive": [
-                {"channel": c, "key_id": k, "lowest_pn": pn} for (c, k), pn in self._received.items()
-            ],
-        }
-        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        fresh = self._path.with_name(self._path.name + ".new")
-        fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(fd, "w") as file:
-            json.dump(data, file)
-            file.flush()
-            os.fsync(file.fileno())
-        fresh.rename(self._path)
-
-    def sent(self, channel: str, key: bytes) -> PnRecord | None:
-        """Return what is known of a transmit key."""
-        return self._sent.get((channel, key.hex()))
-
-    def received(self, channel: str, key: bytes) -> int:
-        """Return the lowest acceptable PN of a receive key."""
-        return self._received.get((channel, key.hex()), FIRST_PN)
-
-    def note_sent(self, channel: str, key: bytes, next_pn: int, margin: int, now: float) -> None:
-        """Keep the ceiling above `next_pn`; it is on disk when this returns. Raises OSError."""
-        place = channel, key.hex()
-        known = self._sent.get(place)
-        if known is None or known.ceiling - next_pn < margin // 2:
-            self._sent[place] = PnRecord(next_pn + margin, now)
-            self.save()
-        elif now - known.seen_at >= SAVE_S:
-            self._sent[place] = replace(known, seen_at=now)
-            self.dirty = True
-
-    def note_received(self, channel: str, key: bytes, lowest_pn: int) -> None:
-        """Remember how far a peer's packet numbers have come; saved with the rest."""
-        if lowest_pn > self._received.get((channel, key.hex()), FIRST_PN):
-            self._received[channel, key.hex()] = lowest_pn
+def kay_config(macsec: Macsec) -> KayConfig:
+    """Turn a channel's policy into the KaY's."""
+    mka = macsec.mka
+    return KayConfig(
+        sci=_UNKNOWN_SCI,
+        priority=mka.priority,
+        suites=macsec.suites,
+        must_secure=macsec.mode is MacsecMode.MUST_SECURE,
+        sak_lifetime_s=float(mka.rekey_interval_s),
+        delay_protection=mka.delay_protection,
+        ssci_order=SsciOrder.DESCENDING_SCI if mka.ssci_order == "standard" else SsciOrder.ASCENDING_SCI,
+        icv_indicator=mka.icv_indicator,
+        announce=mka.announce,
+    )
 
 
-class StaticKeyer:
-    """Keeps one channel's SecY keyed with static SAKs."""
+class MkaKeyer:
+    """One channel's key chain and key agreement."""
 
-    def __init__(
-        self, channel: Channel, secy: SecY, history: PnHistory, resolve_sak: ResolveSak, log: Any
-    ) -> None:
+    def __init__(self, channel: Channel, profile: str, secy: SecY, run_dir: Path, log: Any) -> None:
         self.channel = channel
-        self._secy = secy
-        self._history = history
-        self._resolve_sak = resolve_sak
-        self._log = log.bind(channel=channel.id, device=channel.macsec_device)
-        self._state = ""
-        self._last_pn: tuple[bytes, int] | None = None
-        self._reserved: tuple[bytes, int] | None = None
-        """A key and a first PN for it that is on disk but was not used, because the kernel refused."""
+        self.chain = Chain()
+        self.profile = profile
+        self._log = log.bind(channel=channel.id)
+        self._stamp: tuple[object, ...] | None = None
+        self._running: object = None
+        self._warned = ""
+        self._loading: asyncio.Task[Chain] | None = None
+        used_dir = run_dir / "keyd"
+        used_dir.mkdir(mode=0o700, exist_ok=True)
+        self.driver = KayDriver(
+            port=channel.port,
+            device=channel.macsec_device,
+            config=kay_config(channel.macsec),
+            secy=secy,
+            used_keys=UsedKeys(used_dir / f"{channel.id}.used"),
+            log=self._log,
+        )
+        self._task = asyncio.create_task(self.driver.run())
 
     async def tick(self, now: float) -> None:
-        """Look once and do what is missing. Problems are logged when they change, and tried again."""
-        static = self.channel.macsec.static
-        if static is None:
-            self._become("no_keys", reason="the channel has no static keys")
-            return
-        try:
-            state = await self._secy.observe()
-            await self._key(static, state, now)
-        except KernelError as error:
-            self._become("waiting", reason=str(error))
-        except ConfigError as error:
-            self._become("key_unusable", reason=str(error))
-        except OSError as error:
-            # No place for the ceiling: sending on would risk a repeated PN after a rebuild.
-            self._become("state_not_saved", reason=str(error))
+        """Read the chain where its files changed, and run the keys that are live at `now` (wall clock)."""
+        if self._task.done():
+            self._task.result()  # ends the daemon: its supervisor starts another, which adopts the SAs
+        found = stamp(self.channel.macsec)
+        if found != self._stamp:
+            await self._load(found)
+        entries = self.chain.running(now, self.channel.macsec.mka.clock_skew_s)
+        running = [(entry.ckn, entry.eligible) for entry in entries], self._stamp
+        if running != self._running:
+            self._running = running
+            self.driver.set_keys(entries)
+        warning = expiry_warning(self.chain.keys, now) if self.chain.keys else "the channel has no key"
+        # Warned when it begins and when its urgency changes, not at every look.
+        kind = warning.partition(" in ")[0]
+        if kind != self._warned:
+            self._warned = kind
+            if warning:
+                self._log.warning("keys.expiry", reason=warning)
 
-    def _become(self, event: str, **facts: object) -> None:
-        """Log a state once, when it begins."""
-        state = f"{event} {sorted(facts.items())}"
-        if state != self._state:
-            self._state = state
-            (self._log.info if event == "keyed" else self._log.warning)(f"secy.{event}", **facts)
+    async def _load(self, found: tuple[object, ...]) -> None:
+        """Read the chain in a thread: a key's command may take its time, a hello may not."""
+        macsec, name = self.channel.macsec, str(self.channel.id)
+        chain = await asyncio.to_thread(load_chain, macsec, self.profile, name)
+        old, self.chain, self._stamp = self.chain, chain, found
+        for problem in chain.problems:
+            self._log.warning("keys.problem", reason=problem)
+        self._log.info("keys.loaded", ckns=[key.ckn.hex() for key in chain.keys])
+        self.driver.set_keys(()) if not chain.keys else None
+        # Participants hold their own derived keys; the CAKs that are not in the new chain go.
+        kept = {id(key.cak) for key in chain.keys}
+        for key in old.keys:
+            if id(key.cak) not in kept:
+                key.cak.wipe()
 
-    async def _key(self, static: StaticKeys, state: SecyState, now: float) -> None:
-        suite = self.channel.macsec.suite
-        if state.suite is not suite:
-            self._become("waiting", reason=f"the device has suite {state.suite}, not {suite} yet")
-            return
-        receive = self._load(static.receive.sak, suite, static.receive.ssci, static.salt)
-        transmit = self._load(static.transmit.sak, suite, static.transmit.ssci, static.salt)
-        try:
-            await self._receive(static, state, receive)
-            if await self._transmit(static, state, transmit, now):
-                self._become("keyed", suite=str(suite), an=static.transmit.an)
-        finally:
-            receive.sak.wipe()
-            transmit.sak.wipe()
+    def forget_files(self) -> None:
+        """Have the chain read again at the next look."""
+        self._stamp = None
 
-    def _load(self, ref: SecretRef, suite: CipherSuite, ssci: int, salt: bytes) -> SaKey:
-        sak = self._resolve_sak(ref, suite.key_size)
-        return SaKey(sak, key_id(sak), ssci, salt) if suite.is_xpn else SaKey(sak, key_id(sak))
-
-    async def _receive(self, static: StaticKeys, state: SecyState, key: SaKey) -> None:
-        for sc in state.receive:
-            if sc.sci != static.peer_sci:
-                await self._secy.delete_receive_sc(sc.sci)
-        mine = next((sc for sc in state.receive if sc.sci == static.peer_sci), None)
-        if mine is None or not mine.active:
-            await self._secy.create_receive_sc(static.peer_sci)
-        an = static.receive.an
-        installed: SaState | None = None
-        for sa in mine.sas if mine else ():
-            if sa.an == an and sa.key_id == key.key_id:
-                installed = sa
-            else:
-                await self._secy.delete_receive_sa(static.peer_sci, sa.an)
-        if installed is None:
-            lowest_pn = self._history.received(self.channel.id, key.key_id)
-            await self._secy.create_receive_sa(static.peer_sci, an, key, lowest_pn)
-            self._log.info("receive_sa.installed", sci=str(static.peer_sci), an=an, lowest_pn=lowest_pn)
-        else:
-            self._history.note_received(self.channel.id, key.key_id, installed.next_pn)
-        if installed is None or not installed.active:
-            await self._secy.enable_receive_sa(static.peer_sci, an)
-
-    async def _transmit(self, static: StaticKeys, state: SecyState, key: SaKey, now: float) -> bool:
-        """Keep the transmit SA installed; tell whether it can send."""
-        an = static.transmit.an
-        installed: SaState | None = None
-        for sa in state.transmit:
-            if sa.an == an and sa.key_id == key.key_id:
-                installed = sa
-            else:
-                await self._secy.delete_transmit_sa(sa.an)
-        suite = self.channel.macsec.suite
-        if installed is not None:
-            if installed.next_pn == 0:
-                self._become("exhausted", reason="all packet numbers are used: the channel needs another SAK")
-                return False
-            self._history.note_sent(
-                self.channel.id,
-                key.key_id,
-                installed.next_pn,
-                self._margin(key.key_id, installed.next_pn),
-                now,
-            )
-        else:
-            known = self._history.sent(self.channel.id, key.key_id)
-            margin = MARGIN_XPN if suite.is_xpn else MARGIN
-            if self._reserved and self._reserved[0] == key.key_id:
-                next_pn = self._reserved[1]
-            else:
-                next_pn = known.start(now, margin) if known else FIRST_PN
-            if next_pn >= suite.pn_max:
-                self._become("exhausted", reason="all packet numbers are used: the channel needs another SAK")
-                return False
-            # The ceiling is on disk before the first frame can leave.
-            self._history.note_sent(self.channel.id, key.key_id, next_pn, margin, now)
-            self._reserved = key.key_id, next_pn
-            await self._secy.create_transmit_sa(an, key, next_pn)
-            self._reserved = None
-            self._log.info("transmit_sa.installed", an=an, next_pn=next_pn)
-        if installed is None or not installed.active or state.encoding_an != an:
-            await self._secy.enable_transmit_sa(an)
-        return True
-
-    def _margin(self, key: bytes, next_pn: int) -> int:
-        """Return the margin that fits the present rate."""
-        last = self._last_pn[1] if self._last_pn and self._last_pn[0] == key else next_pn
-        self._last_pn = key, next_pn
-        least = MARGIN_XPN if self.channel.macsec.suite.is_xpn else MARGIN
-        return max(least, MARGIN_GROWTH * (next_pn - last))
+    async def close(self) -> None:
+        """End key agreement here; the SAs stay."""
+        self._task.cancel()
+        with suppress(asyncio.CancelledError):
+            await self._task
+        self.driver.close()
+        self.chain.wipe()
 
 
 class Keyd:
@@ -294,6 +169,7 @@ class Keyd:
         resolve_sak: ResolveSak,
         log: Any,
         *,
+        run_dir: Path | None = None,
         wall: Callable[[], float] = time.time,
     ) -> None:
         self._load = load
@@ -301,8 +177,10 @@ class Keyd:
         self._history = history
         self._resolve_sak = resolve_sak
         self._log = log
+        self._run_dir = run_dir
         self._wall = wall
-        self._keyers: dict[str, StaticKeyer] = {}
+        self._keyers: dict[str, StaticKeyer | MkaKeyer] = {}
+        self._leaving: list[MkaKeyer] = []
         self.wake = asyncio.Event()
         """Set it to have the loop look at once."""
 
@@ -313,21 +191,38 @@ class Keyd:
         except (ConfigError, OSError) as error:
             self._log.warning("config.refused", reason=str(error), running=bool(self._keyers))
             return False
-        keyers: dict[str, StaticKeyer] = {}
+        profiles = {interconnect.name: interconnect.profile for interconnect in config.interconnects}
+        keyers: dict[str, StaticKeyer | MkaKeyer] = {}
         for channel in config.channels:
-            old = self._keyers.get(channel.id)
-            if old is not None and old.channel == channel:
+            old = self._keyers.pop(channel.id, None)
+            profile = profiles[channel.interconnect]
+            if old is not None and _same(old, channel, profile):
                 keyers[channel.id] = old
-            else:
-                secy = self._secy(channel.macsec_device)
-                keyers[channel.id] = StaticKeyer(channel, secy, self._history, self._resolve_sak, self._log)
+                continue
+            if isinstance(old, MkaKeyer):
+                self._leaving.append(old)
+                old.driver.close()
+            keyers[channel.id] = self._keyer(channel, profile)
+        for keyer in self._keyers.values():
+            if isinstance(keyer, MkaKeyer):
+                self._leaving.append(keyer)
+                keyer.driver.close()
         self._keyers = keyers
         self._log.info("config.loaded", channels=sorted(keyers))
         return True
 
+    def _keyer(self, channel: Channel, profile: str) -> StaticKeyer | MkaKeyer:
+        secy = self._secy(channel.macsec_device)
+        if channel.macsec.static is not None:
+            return StaticKeyer(channel, secy, self._history, self._resolve_sak, self._log)
+        assert self._run_dir is not None, "key agreement needs a run directory"
+        return MkaKeyer(channel, profile, secy, self._run_dir, self._log)
+
     async def tick(self) -> None:
         """Look at every channel once."""
         now = self._wall()
+        while self._leaving:
+            await self._leaving.pop().close()
         for keyer in self._keyers.values():
             await keyer.tick(now)
         if self._history.dirty:
@@ -335,6 +230,12 @@ class Keyd:
                 self._history.save()
             except OSError as error:
                 self._log.warning("state.not_saved", reason=str(error))
+
+    def link(self, event: LinkEvent) -> None:
+        """A device has appeared, changed or gone."""
+        for keyer in self._keyers.values():
+            if isinstance(keyer, MkaKeyer):
+                keyer.driver.link(event.device, up=event.up)
 
     async def run(self, stopping: asyncio.Event, changed: Callable[[], bool]) -> None:
         """Work until `stopping`. `changed` tells whether the configuration has to be read again."""
@@ -346,8 +247,74 @@ class Keyd:
                 async with asyncio.timeout(POLL_S):
                     await self.wake.wait()
             self.wake.clear()
+        for keyer in self._keyers.values():
+            if isinstance(keyer, MkaKeyer):
+                await keyer.close()
         with suppress(OSError):
             self._history.save()
+
+    # The control socket
+
+    def answer(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Answer one request. Raises ControlError."""
+        match request:
+            case {"verb": "status"}:
+                return {"channels": {name: self._describe(keyer) for name, keyer in self._keyers.items()}}
+            case {"verb": "rekey", "channel": str(name)}:
+                self._mka(name).driver.rekey()
+                return {}
+            case {"verb": "reload"}:
+                for keyer in self._keyers.values():
+                    if isinstance(keyer, MkaKeyer):
+                        keyer.forget_files()
+                self.wake.set()
+                return {}
+            case _:
+                raise ControlError("unknown request")
+
+    def _mka(self, name: str) -> MkaKeyer:
+        keyer = self._keyers.get(name)
+        if keyer is None:
+            raise ControlError(f"there is no channel {name!r}; there are {', '.join(self._keyers)}")
+        if not isinstance(keyer, MkaKeyer):
+            raise ControlError(f"channel {name} has static keys: nothing is agreed upon there")
+        return keyer
+
+    def _describe(self, keyer: StaticKeyer | MkaKeyer) -> dict[str, Any]:
+        if isinstance(keyer, StaticKeyer):
+            return {"kind": "static", "state": keyer.state}
+        loop = asyncio.get_running_loop()
+        return channel_keys(keyer.channel, keyer.chain, keyer.driver, now=loop.time(), wall=self._wall())
+
+
+def _same(keyer: StaticKeyer | MkaKeyer, channel: Channel, profile: str) -> bool:
+    return keyer.channel == channel and (isinstance(keyer, StaticKeyer) or keyer.profile == profile)
+
+
+async def _serve_control(keyd: Keyd, path: Path) -> asyncio.Server:
+    """Listen on the control socket. Raises OSError."""
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while line := await reader.readline():
+                try:
+                    request = json.loads(line)
+                    answer = {"ok": True, **keyd.answer(request if isinstance(request, dict) else {})}
+                except (ControlError, ValueError) as error:
+                    answer = {"ok": False, "error": str(error)}
+                writer.write(json.dumps(answer).encode() + b"\n")
+                await writer.drain()
+        except (ConnectionError, ValueError):
+            pass  # the other side went away, or sent a line without end
+        finally:
+            writer.close()
+
+    path.unlink(missing_ok=True)
+    mask = os.umask(0o177)
+    try:
+        return await asyncio.start_unix_server(talk, path, limit=REQUEST_MAX)
+    finally:
+        os.umask(mask)
 
 
 class _Capability(ctypes.Structure):
@@ -359,14 +326,16 @@ class _Capability(ctypes.Structure):
 
 
 def give_up_privileges() -> None:
-    """Keep CAP_NET_ADMIN alone, forbid core dumps and tracing. Raises OSError."""
+    """Keep CAP_NET_ADMIN and CAP_NET_RAW alone, forbid core dumps and tracing. Raises OSError."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
     libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
-    keep = 1 << CAP_NET_ADMIN
+    keep = 1 << CAP_NET_ADMIN | 1 << CAP_NET_RAW
     data = (_Capability * 2)(_Capability(keep, keep, 0), _Capability(0, 0, 0))
+    # Best effort: RLIMIT_MEMLOCK may be small, and what is swapped is the operator's choice then.
+    libc.mlockall(_MCL_CURRENT_AND_FUTURE)
     if libc.capset(ctypes.byref(header), ctypes.byref(data)):
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
@@ -402,7 +371,9 @@ class _Accepted:
         return False
 
 
-async def serve(file: Path, run_dir: Path, state_dir: Path | None) -> None:
+async def serve(
+    load: Callable[[], EffectiveConfig], changed: Callable[[], bool], run_dir: Path, state_dir: Path | None
+) -> None:
     """Run until SIGTERM or SIGINT."""
     from router.config.secrets import resolve_sak
     from router.kernel.events import EventSockets
@@ -418,9 +389,15 @@ async def serve(file: Path, run_dir: Path, state_dir: Path | None) -> None:
             f"{state_dir or run_dir}/packet-numbers.json is damaged ({error}): packet numbers might repeat;"
             " give the channels new SAKs, then remove the file"
         ) from error
-    accepted = _Accepted(file, run_dir)
     secys: dict[str, KernelSecy] = {}
-    keyd = Keyd(accepted.load, lambda d: secys.setdefault(d, KernelSecy(d)), history, resolve_sak, log)
+    keyd = Keyd(
+        load,
+        lambda device: secys.setdefault(device, KernelSecy(device)),
+        history,
+        resolve_sak,
+        log,
+        run_dir=run_dir,
+    )
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
 
@@ -428,30 +405,40 @@ async def serve(file: Path, run_dir: Path, state_dir: Path | None) -> None:
         stopping.set()
         keyd.wake.set()
 
-    def hang_up() -> None:
-        accepted.asked = True
-        keyd.wake.set()
-
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop)
-    loop.add_signal_handler(signal.SIGHUP, hang_up)
     events = EventSockets.links_only()
 
     async def watch() -> None:
         while True:
-            if any(isinstance(event, LinkEvent | EventsLost) for event in await events.next_events()):
-                keyd.wake.set()
+            for event in await events.next_events():
+                if isinstance(event, LinkEvent):
+                    keyd.link(event)
+                if isinstance(event, LinkEvent | EventsLost):
+                    keyd.wake.set()
 
     watcher = asyncio.create_task(watch())
+    control = await _serve_control(keyd, run_dir / "keyd.sock")
     try:
-        await keyd.run(stopping, accepted.changed)
+        await keyd.run(stopping, changed)
     finally:
         watcher.cancel()
+        control.close()
         events.close()
         for secy in secys.values():
             await secy.close()
     # The SAs stay: forwarding goes on, and the next keyd adopts them.
     log.info("keyd.stopped")
+
+
+async def _main(file: Path, run_dir: Path, state_dir: Path | None) -> None:
+    accepted = _Accepted(file, run_dir)
+
+    def hang_up() -> None:
+        accepted.asked = True
+
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, hang_up)
+    await serve(accepted.load, accepted.changed, run_dir, state_dir)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -464,7 +451,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if os.geteuid() == 0:
         give_up_privileges()
     try:
-        asyncio.run(serve(options.config, options.run_dir, options.state_dir))
+        asyncio.run(_main(options.config, options.run_dir, options.state_dir))
     except (ConfigError, KernelError) as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         return 1

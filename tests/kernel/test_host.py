@@ -64,7 +64,9 @@ async def reach(kernel, desired):
 
 @st.composite
 def states(draw):
-    port = PortLink("d0", draw(st.sampled_from((1500, 9000))), draw(st.booleans()), guarded=draw(st.booleans()))
+    port = PortLink(
+        "d0", draw(st.sampled_from((1500, 9000))), draw(st.booleans()), guarded=draw(st.booleans())
+    )
     objects = [GUARD, port] if port.guarded else [port]
     addresses = ("10.0.0.1/24", "10.1.0.1/30", "fd00::1/64", "fd01::1/126")
     for text in draw(st.lists(st.sampled_from(addresses), unique=True)):
@@ -78,7 +80,9 @@ def states(draw):
 
 
 @settings(
-    max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    max_examples=8,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(states(), states())
 def test_applying_the_plan_is_enough(fresh_namespace, a, b):
@@ -160,7 +164,12 @@ async def test_the_guard_reads_the_frame(kernel):
         tap.bind(("d1", 3))
         tap.settimeout(0.3)
         with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as sender:
-            for ethertype, declared in ((0x0800, 0x0800), (0x0800, 0x88E5), (0x88E5, 0x88E5), (0x888E, 0x888E)):
+            for ethertype, declared in (
+                (0x0800, 0x0800),
+                (0x0800, 0x88E5),
+                (0x88E5, 0x88E5),
+                (0x888E, 0x888E),
+            ):
                 frame = bytes(12) + ethertype.to_bytes(2, "big") + bytes(60)
                 try:
                     sender.sendto(frame, ("d0", declared))
@@ -184,7 +193,8 @@ async def test_each_refusal_names_its_operation(kernel):
     good = NexthopReplace(NEXTHOP_ID_FIRST, Nexthop("d0", pack_address("10.0.0.2")))
     group = GroupReplace(NEXTHOP_ID_FIRST + 1, Afi.IPV4, (NEXTHOP_ID_FIRST,))
     routes = [
-        RouteReplace(MAIN_TABLE, Prefix((0x14000000 + (i << 8)).to_bytes(4, "big"), 24), group.id) for i in range(1000)
+        RouteReplace(MAIN_TABLE, Prefix((0x14000000 + (i << 8)).to_bytes(4, "big"), 24), group.id)
+        for i in range(1000)
     ]
     bad = [
         NexthopReplace(NEXTHOP_ID_FIRST + 2, Nexthop("nope", pack_address("10.0.0.2"))),
@@ -199,7 +209,12 @@ async def test_each_refusal_names_its_operation(kernel):
     assert len(observed.routes) == 1000
     assert observed.groups == {group.id: (NEXTHOP_ID_FIRST,)}
     gone = [RouteDelete(MAIN_TABLE, r.prefix) for r in routes] * 2
-    assert await kernel.apply_fib([*gone, NexthopDelete(group.id), NexthopDelete(group.id), NexthopDelete(good.id)]) == []
+    assert (
+        await kernel.apply_fib(
+            [*gone, NexthopDelete(group.id), NexthopDelete(group.id), NexthopDelete(good.id)]
+        )
+        == []
+    )
     observed = await kernel.observe_fib()
     assert not (observed.routes or observed.groups or observed.nexthops)
 

@@ -4,20 +4,13 @@ import errno
 import json
 import stat
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import structlog
 
-from router.config.effective import (
-    Channel,
-    EffectiveConfig,
-    Macsec,
-    MacsecMode,
-    Router,
-    SecretRef,
-    StaticKeys,
-    StaticSa,
-)
+from router.config.effective import SecretRef, StaticKeys, StaticSa
+from router.config.load import load
 from router.errors import ConfigError, SecretError
 from router.kernel.fake import FakeKernel
 from router.keyd import FIRST_PN, MARGIN, MARGIN_XPN, SAVE_S, Keyd, PnHistory, StaticKeyer, key_id
@@ -33,11 +26,15 @@ def sak(ref, size):
     return Secret(bytes([len(ref.value) + ord(ref.value[1])]) * size)
 
 
+SHIPPED = load(Path(__file__).parents[3] / "config" / "four-channels.yaml").effective
+
+
 def channel(suite=CipherSuite.GCM_AES_XPN_256, an=0):
     salt = bytes(12) if suite.is_xpn else b""
     keys = StaticKeys(PEER, StaticSa(an, TX, 1), StaticSa(an, RX, 2), salt)
-    macsec = Macsec(MacsecMode.MUST_SECURE, suite, 64, include_sci=True, sci_port=1, static=keys)
-    return Channel(ChannelId("a1"), "metro", "a", "p1", 9100, None, True, macsec, "ms1")
+    first = SHIPPED.channels[0]
+    macsec = replace(first.macsec, suite=suite, static=keys)
+    return replace(first, id=ChannelId("a1"), port="p1", macsec=macsec, macsec_device="ms1")
 
 
 async def build(kernel, suite=CipherSuite.GCM_AES_XPN_256):
@@ -212,7 +209,7 @@ async def test_the_state_file_holds_no_key_and_is_private(kernel, history):
 
 async def test_a_refused_configuration_keeps_the_old_one(kernel, history):
     """A broken file on reload changes nothing; the next good one does."""
-    good = EffectiveConfig(Router("r", 1, "1.1.1.1", ()), (), (channel(),), (), ())
+    good = replace(SHIPPED, channels=(channel(),))
     answers = [good, ConfigError("broken"), good]
 
     def load():
