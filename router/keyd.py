@@ -19,7 +19,7 @@ lost for an MKA Life Time; a successor adopts them, agrees on a fresh SAK with t
 lets them go. Ids of installed keys are in RUN_DIR/keyd/*.used (mode 0600), so no SAK is installed twice.
 
 **Secrets.** Only this process reads CAKs. It keeps CAP_NET_ADMIN and CAP_NET_RAW alone, cannot be
-traced or dump core, and its memory is locked where the limits allow it. Our own copies of keys are
+traced or dump core (that swap is encrypted or off is the operator's part). Our own copies of keys are
 overwritten when they end; copies that Python or the crypto library made (`bytes` are immutable) live
 until the allocator reuses their place. Whoever can read this process' memory has the keys.
 """
@@ -37,6 +37,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -47,7 +48,7 @@ from router.config.keys import Chain, load_chain, stamp
 from router.errors import ConfigError, ControlError, KernelError
 from router.key_status import channel_keys
 from router.mka.driver import KayDriver, UsedKeys
-from router.mka.kay import KayConfig
+from router.mka.kay import KayConfig, KeyEntry
 from router.mka.keychain import expiry_warning
 from router.mka.keys import SsciOrder
 from router.model import MacAddress, Sci
@@ -64,7 +65,6 @@ CAP_NET_RAW: Final = 13
 _CAPABILITY_VERSION_3: Final = 0x20080522
 _PR_SET_DUMPABLE: Final = 4
 _PR_SET_NO_NEW_PRIVS: Final = 38
-_MCL_CURRENT_AND_FUTURE: Final = 3
 
 _UNKNOWN_SCI: Final = Sci(MacAddress(bytes(6)))
 """Until the SecY has told its own."""
@@ -89,15 +89,24 @@ def kay_config(macsec: Macsec) -> KayConfig:
 class MkaKeyer:
     """One channel's key chain and key agreement."""
 
-    def __init__(self, channel: Channel, profile: str, secy: SecY, run_dir: Path, log: Any) -> None:
+    def __init__(
+        self,
+        channel: Channel,
+        profile: str,
+        secy: SecY,
+        run_dir: Path,
+        log: Any,
+        *,
+        wall: Callable[[], float],
+    ) -> None:
         self.channel = channel
+        self._wall = wall
         self.chain = Chain()
         self.profile = profile
         self._log = log.bind(channel=channel.id)
         self._stamp: tuple[object, ...] | None = None
         self._running: object = None
         self._warned = ""
-        self._loading: asyncio.Task[Chain] | None = None
         used_dir = run_dir / "keyd"
         used_dir.mkdir(mode=0o700, exist_ok=True)
         self.driver = KayDriver(
@@ -111,13 +120,13 @@ class MkaKeyer:
         self._task = asyncio.create_task(self.driver.run())
 
     async def tick(self, now: float) -> None:
-        """Read the chain where its files changed, and run the keys that are live at `now` (wall clock)."""
+        """Read the chain where its files changed, and run the keys that are live now (wall clock)."""
         if self._task.done():
             self._task.result()  # ends the daemon: its supervisor starts another, which adopts the SAs
         found = stamp(self.channel.macsec)
         if found != self._stamp:
             await self._load(found)
-        entries = self.chain.running(now, self.channel.macsec.mka.clock_skew_s)
+        entries = self._entries(self.chain)
         running = [(entry.ckn, entry.eligible) for entry in entries], self._stamp
         if running != self._running:
             self._running = running
@@ -134,16 +143,26 @@ class MkaKeyer:
         """Read the chain in a thread: a key's command may take its time, a hello may not."""
         macsec, name = self.channel.macsec, str(self.channel.id)
         chain = await asyncio.to_thread(load_chain, macsec, self.profile, name)
-        old, self.chain, self._stamp = self.chain, chain, found
+        before = {key.ckn: key for key in self.chain.keys}
+        keys = tuple(
+            before.pop(key.ckn) if key.ckn in before and before[key.ckn].cak == key.cak else key
+            for key in chain.keys
+        )
+        # A participant works with the key that it was started with: one whose key changed ends first.
+        self.driver.set_keys(tuple(entry for entry in self._entries(self.chain) if entry.ckn not in before))
+        for key in before.values():
+            key.cak.wipe()
+        kept = [
+            replace(key, start=found_key.start, end=found_key.end)
+            for key, found_key in zip(keys, chain.keys, strict=True)
+        ]
+        self.chain, self._stamp = replace(chain, keys=tuple(kept)), found
         for problem in chain.problems:
             self._log.warning("keys.problem", reason=problem)
         self._log.info("keys.loaded", ckns=[key.ckn.hex() for key in chain.keys])
-        self.driver.set_keys(()) if not chain.keys else None
-        # Participants hold their own derived keys; the CAKs that are not in the new chain go.
-        kept = {id(key.cak) for key in chain.keys}
-        for key in old.keys:
-            if id(key.cak) not in kept:
-                key.cak.wipe()
+
+    def _entries(self, chain: Chain) -> tuple[KeyEntry, ...]:
+        return chain.running(self._wall(), self.channel.macsec.mka.clock_skew_s)
 
     def forget_files(self) -> None:
         """Have the chain read again at the next look."""
@@ -216,7 +235,7 @@ class Keyd:
         if channel.macsec.static is not None:
             return StaticKeyer(channel, secy, self._history, self._resolve_sak, self._log)
         assert self._run_dir is not None, "key agreement needs a run directory"
-        return MkaKeyer(channel, profile, secy, self._run_dir, self._log)
+        return MkaKeyer(channel, profile, secy, self._run_dir, self._log, wall=self._wall)
 
     async def tick(self) -> None:
         """Look at every channel once."""
@@ -334,8 +353,6 @@ def give_up_privileges() -> None:
     header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
     keep = 1 << CAP_NET_ADMIN | 1 << CAP_NET_RAW
     data = (_Capability * 2)(_Capability(keep, keep, 0), _Capability(0, 0, 0))
-    # Best effort: RLIMIT_MEMLOCK may be small, and what is swapped is the operator's choice then.
-    libc.mlockall(_MCL_CURRENT_AND_FUTURE)
     if libc.capset(ctypes.byref(header), ctypes.byref(data)):
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))

@@ -68,6 +68,125 @@ class FeatureStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class KeyInUse:
+    """A SAK in the SecY."""
+
+    ki: str
+    """Key identifier: the key server's member identifier and the key number."""
+    ckn: str
+    an: int
+    suite: str
+    confidentiality: str
+    rx: bool
+    tx: bool
+    age_s: float
+    next_pn: int
+    exhaustion_s: int | None
+    """Seconds until the packet numbers run out at the current rate; null while idle."""
+    ssci: int
+    reason: str
+    """Why it was made."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeyOnChain:
+    """A CAK of the channel's key chain."""
+
+    ckn: str
+    fingerprint: str
+    """64 bits of a hash over CKN and CAK: equal at both ends, and tells nothing."""
+    bits: int
+    start: float | None
+    end: float | None
+    phase: str
+    """`future`, `standby`, `active`, `expiring` or `expired`."""
+    in_use: bool
+    peers_live: int
+    managed: bool
+    """`lastmile keys` can rotate and remove it; false for keys in the configuration file."""
+
+
+@dataclass(frozen=True, slots=True)
+class MkaPeer:
+    """Another member of a connectivity association."""
+
+    sci: str
+    mi: str
+    mn: int
+    live: bool
+    last_seen: float
+    since: float
+    priority: int
+    version: int
+    offers: list[str] | None
+    """Announced suites; null where it announces none."""
+
+
+@dataclass(frozen=True, slots=True)
+class MkaParticipant:
+    """Our actor under one CKN."""
+
+    ckn: str
+    mi: str
+    mn: int
+    principal: bool
+    eligible: bool
+    key_server: str | None
+    key_server_reason: str
+    heard_at: float | None
+    """When the last authentic MKPDU came; null: no peer has shown to hold this key."""
+    icv_failures: int
+    icv_failed_at: float | None
+    peers: list[MkaPeer]
+
+
+@dataclass(frozen=True, slots=True)
+class UnknownCkn:
+    """A CKN that a frame claimed and that is not ours."""
+
+    ckn: str
+    source: str
+    last_seen: float
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelKeys:
+    """`lastmile keys explain`: one channel's key agreement."""
+
+    kind: str
+    """`mka`."""
+    port: str
+    """`closed`, `secured` or `unprotected` (should-secure: frames pass in clear)."""
+    reason: str
+    """The most likely cause of trouble; empty where there is none."""
+    policy: str
+    fail_open: bool
+    cp_state: str
+    suite: str | None
+    """Of the SecY."""
+    wanted_suite: str | None
+    """Agreed upon, where the SecY has another and is made anew for it."""
+    suites: list[str]
+    """Acceptable, best first."""
+    sci: str | None
+    principal: str | None
+    """CKN under which keys are agreed upon now."""
+    current: KeyInUse | None
+    next: KeyInUse | None
+    chain: list[KeyOnChain]
+    expiry: str
+    """Warning that the chain runs out; empty where it does not soon."""
+    problems: list[str]
+    participants: list[MkaParticipant]
+    unknown_ckns: list[UnknownCkn]
+    drops: dict[str, int]
+    """Refused MKPDUs by reason."""
+    transitions: list[str]
+    counters: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
 class MacsecStatus:
     """The channel's SecY."""
 

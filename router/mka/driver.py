@@ -1,0 +1,425 @@
+"""Drives one KaY: an EAPOL socket on the port, one timer, and a SecY that does as it is told.
+
+    port (88-8E) --frames--> Kay --MKPDUs--> port
+                              | operations, in order, one at a time
+                              v
+                            SecY --results, PNs, counters--> Kay
+
+MKPDUs do not wait for the SecY: the KaY claims nothing to a peer before the SecY has answered. A
+SecY that is made anew (another suite, somebody deleted it) has lost its SAs: the KaY notices, and
+only a fresh SAK is ever installed again. What this process installed is remembered on tmpfs, so
+that a successor never installs it twice either; a successor that starts within the MKA Life Time
+adopts what is in use, and not one frame is lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import socket
+import struct
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+from router.errors import ControlError, KernelError, Unsupported
+from router.mka.events import (
+    ConfigureSecy,
+    CreateReceiveSa,
+    CreateReceiveSc,
+    CreateTransmitSa,
+    DeleteReceiveSa,
+    DeleteReceiveSc,
+    DeleteTransmitSa,
+    EnableReceive,
+    EnableTransmit,
+    Fact,
+    PortState,
+    SecyOperation,
+    SendMkpdu,
+    SetControlledPort,
+    UpdateReceivePn,
+)
+from router.mka.explain import KaySnapshot
+from router.mka.kay import HISTORY_MAX, Kay, KayConfig, KeyEntry
+from router.mka.mkpdu import PAE_GROUP_ADDRESS, Confidentiality
+from router.model import CipherSuite
+from router.secy import SecY, SecyState
+
+# Of the standard and of Linux.
+ETHERTYPE_EAPOL: Final = 0x888E
+SOL_PACKET: Final = 263
+PACKET_ADD_MEMBERSHIP: Final = 1
+PACKET_MR_MULTICAST: Final = 0
+PACKET_IGNORE_OUTGOING: Final = 23
+# Ours.
+FRAME_MAX: Final = 2048
+READ_BURST: Final = 64
+"""Frames taken in one go, before others have their turn."""
+POLL_S: Final = 1.0
+POLL_DELAY_PROTECTION_S: Final = 0.25
+"""PNs are sampled this often: LPNs are to be at most one bounded hello old."""
+LOG_WINDOW_S: Final = 60.0
+"""Dropped MKPDUs are logged once per reason in so many seconds."""
+RETRY_S: Final = 0.2
+"""Between looks for a device that is not there yet; notifications make it quicker."""
+
+
+@dataclass(slots=True)
+class DriverCounters:
+    """What the driver counts."""
+
+    mkpdus_received: int = 0
+    mkpdus_sent: int = 0
+    send_errors: int = 0
+    secy_operations: int = 0
+    secy_refusals: int = 0
+    saks_installed: int = 0
+
+
+class UsedKeys:
+    """Key ids of this port that were installed, in a file on tmpfs; None keeps nothing."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._ids: deque[bytes] = deque(maxlen=HISTORY_MAX)
+        if path is not None and path.exists():
+            for line in path.read_text().split():
+                with suppress(ValueError):
+                    self._ids.append(bytes.fromhex(line))
+
+    def __iter__(self) -> Any:
+        return iter(tuple(self._ids))
+
+    def add(self, key_id: bytes) -> None:
+        """Remember, before the key is used. Raises OSError."""
+        self._ids.append(key_id)
+        if self._path is None:
+            return
+        fresh = self._path.with_name(self._path.name + ".new")
+        fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        with os.fdopen(fd, "w") as file:
+            file.writelines(f"{key.hex()}\n" for key in self._ids)
+        fresh.rename(self._path)
+
+
+def open_port(port: str) -> socket.socket:
+    """Open a socket for the EAPOL frames of a port. Raises OSError."""
+    raw = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_NONBLOCK, 0)
+    try:
+        membership = struct.pack(
+            "iHH8s", socket.if_nametoindex(port), PACKET_MR_MULTICAST, 6, PAE_GROUP_ADDRESS.octets
+        )
+        raw.setsockopt(SOL_PACKET, PACKET_ADD_MEMBERSHIP, membership)
+        raw.setsockopt(SOL_PACKET, PACKET_IGNORE_OUTGOING, 1)
+        raw.bind((port, ETHERTYPE_EAPOL))
+    except OSError:
+        raw.close()
+        raise
+    return raw
+
+
+class KayDriver:
+    """One port's key agreement, from the appearance of its SecY until `close`.
+
+    `config` gets its SCI from the SecY. `wall` has no place here: `set_keys` is called by whoever
+    knows the time of day.
+    """
+
+    def __init__(
+        self,
+        *,
+        port: str,
+        device: str,
+        config: KayConfig,
+        secy: SecY,
+        used_keys: UsedKeys,
+        log: Any,
+        entropy: Callable[[int], bytes] = os.urandom,
+    ) -> None:
+        self.port = port
+        self.device = device
+        self.counters = DriverCounters()
+        self.problem = "the driver has just started"
+        """Why there is no KaY, or why the SecY cannot be read; empty where all is well."""
+        self.wanted_suite: CipherSuite | None = None
+        """The suite agreed upon, where the device has another and must be made anew for it."""
+        self.port_state = PortState.CLOSED
+        """As last ordered by the KaY."""
+        self.state: SecyState | None = None
+        """The SecY as last seen."""
+        self._config = config
+        self._secy = secy
+        self._used_keys = used_keys
+        self._log = log
+        self._entropy = entropy
+        self._kay: Kay | None = None
+        self._keys: tuple[KeyEntry, ...] = ()
+        self._socket: socket.socket | None = None
+        self._indexes = (0, 0)
+        self._carrier = True
+        self._timer: asyncio.TimerHandle | None = None
+        self._operations: deque[SecyOperation] = deque()
+        self._ordered = asyncio.Event()
+        self._look_now = asyncio.Event()
+        self._secy_lock = asyncio.Lock()
+        self._logged_drops: dict[str, float] = {}
+        self._loop = asyncio.get_running_loop()
+
+    # Asked by the key daemon
+
+    async def run(self) -> None:
+        """Work until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._operate())
+            group.create_task(self._watch())
+
+    def close(self) -> None:
+        """Let go of the port. The SAs stay: a successor adopts them."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._close_socket()
+
+    def set_keys(self, keys: tuple[KeyEntry, ...]) -> None:
+        """Run these keys, the preferred one first."""
+        self._keys = keys
+        if self._kay is not None:
+            self._kay.set_keys(keys, self._loop.time())
+            self._pump()
+
+    def rekey(self) -> None:
+        """Make a new SAK. Raises ControlError where that is not ours to do now."""
+        if self._kay is None:
+            raise ControlError(f"no key agreement runs: {self.problem}")
+        self._kay.rekey(self._loop.time())
+        self._pump()
+
+    def link(self, device: str, *, up: bool) -> None:
+        """A device has appeared, changed or gone."""
+        if device == self.port:
+            self._carrier = up
+            if self._kay is not None:
+                self._kay.carrier(self._loop.time(), up=up)
+                self._pump()
+        if device in {self.port, self.device}:
+            self._look_now.set()
+
+    def look(self) -> None:
+        """Look at the SecY at once."""
+        self._look_now.set()
+
+    def snapshot(self) -> KaySnapshot | None:
+        """What explains the port's state; None where no KaY runs."""
+        return None if self._kay is None else self._kay.snapshot(self._loop.time())
+
+    # Watching the SecY
+
+    async def _watch(self) -> None:
+        interval = POLL_DELAY_PROTECTION_S if self._config.delay_protection else POLL_S
+        while True:
+            await self._look()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(interval if self._kay is not None else RETRY_S):
+                    await self._look_now.wait()
+            self._look_now.clear()
+
+    async def _look(self) -> None:
+        try:
+            async with self._secy_lock:
+                self.state = state = await self._secy.observe()
+            self._bind_port()
+        except (KernelError, OSError) as error:
+            self.state = None
+            self.problem = str(error)
+            return
+        self.problem = ""
+        kay, now = self._kay, self._loop.time()
+        if self.wanted_suite in {None, state.suite}:
+            self.wanted_suite = None
+        if kay is None or kay.config.sci != state.sci:
+            self._start(state, now)
+            return
+        index = socket.if_nametoindex(self.device)
+        if index != self._indexes[1]:
+            # Made anew: one look more makes sure of what the KaY suspects after the first.
+            self._indexes = (self._indexes[0], index)
+            kay.observe(state, now)
+        kay.observe(state, now)
+        self._pump()
+
+    def _start(self, state: SecyState, now: float) -> None:
+        """Begin key agreement, with what a former process left in the SecY."""
+        self._operations.clear()
+        self._indexes = (self._indexes[0], socket.if_nametoindex(self.device))
+        config = replace(self._config, sci=state.sci)
+        kay = self._kay = Kay(config, now=now, entropy=self._entropy, used_keys=self._used_keys)
+        self._log.info("kay.started", sci=str(state.sci), suite=str(state.suite))
+        if state.transmit or any(sc.sas for sc in state.receive):
+            kay.adopt(state, now)
+        if not self._carrier:
+            kay.carrier(now, up=False)
+        kay.set_keys(self._keys, now)
+        self._pump()
+
+    # The port
+
+    def _bind_port(self) -> None:
+        """Keep a socket on the port that is there now. Raises OSError."""
+        index = socket.if_nametoindex(self.port)
+        if self._socket is not None and index == self._indexes[0]:
+            return
+        self._close_socket()
+        self._socket = open_port(self.port)
+        self._indexes = (index, self._indexes[1])
+        self._loop.add_reader(self._socket, self._read)
+
+    def _close_socket(self) -> None:
+        if self._socket is not None:
+            self._loop.remove_reader(self._socket)
+            self._socket.close()
+            self._socket = None
+
+    def _read(self) -> None:
+        assert self._socket is not None
+        for _ in range(READ_BURST):
+            try:
+                frame = self._socket.recv(FRAME_MAX)
+            except BlockingIOError:
+                break
+            except OSError:  # the port went down: it is said once, and the link's events tell more
+                break
+            self.counters.mkpdus_received += 1
+            if self._kay is not None:
+                self._kay.receive(frame, self._loop.time())
+        self._pump()
+
+    def _send(self, frame: bytes) -> None:
+        if self._socket is None:
+            return
+        try:
+            self._socket.send(frame)
+        except OSError as error:
+            # Lost like on the wire: the next hello says the same.
+            self.counters.send_errors += 1
+            if error.errno not in {errno.ENETDOWN, errno.ENXIO, errno.ENOBUFS, errno.EAGAIN}:
+                self._log.warning("mkpdu.not_sent", reason=os.strerror(error.errno or 0))
+        else:
+            self.counters.mkpdus_sent += 1
+
+    # The KaY's outputs
+
+    def _pump(self) -> None:
+        """Do what the KaY wants, and arm its timer."""
+        kay = self._kay
+        if kay is None:
+            return
+        for output in kay.take_outputs():
+            match output:
+                case SendMkpdu(frame):
+                    self._send(frame)
+                case Fact():
+                    self._fact(output)
+                case _:
+                    self._operations.append(output)
+                    self._ordered.set()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        when = kay.next_timer()
+        if when is not None:
+            self._timer = self._loop.call_at(when, self._due)
+
+    def _due(self) -> None:
+        self._timer = None
+        if self._kay is not None:
+            self._kay.handle_timer(self._loop.time())
+            self._pump()
+
+    def _fact(self, fact: Fact) -> None:
+        fields = dict(fact.fields)
+        if fact.name == "sak.known":
+            try:
+                self._used_keys.add(bytes.fromhex(str(fields["key_id"])))
+            except OSError as error:
+                self._log.error("sak.not_remembered", reason=str(error))
+            return
+        if fact.name == "mkpdu.dropped":
+            # Whoever is on the wire chooses how often this happens.
+            reason, now = str(fields["reason"]), self._loop.time()
+            if now < self._logged_drops.get(reason, float("-inf")) + LOG_WINDOW_S:
+                return
+            self._logged_drops[reason] = now
+        self._log.info(fact.name, **fields)
+
+    async def _operate(self) -> None:
+        """Carry out the SecY's operations, one after the other."""
+        while True:
+            await self._ordered.wait()
+            self._ordered.clear()
+            while self._operations:
+                operation, kay = self._operations.popleft(), self._kay
+                try:
+                    async with self._secy_lock:
+                        await self._apply(operation)
+                except KernelError as error:
+                    self.counters.secy_refusals += 1
+                    self._log.info("secy.refused", operation=type(operation).__name__, reason=str(error))
+                    if kay is not None and kay is self._kay:
+                        kay.failed(operation.id, str(error), self._loop.time())
+                else:
+                    self.counters.secy_operations += 1
+                    if kay is not None and kay is self._kay:
+                        kay.succeeded(operation.id, self._loop.time())
+                self._pump()
+
+    async def _apply(self, operation: SecyOperation) -> None:
+        """Carry out one operation. Raises KernelError."""
+        secy = self._secy
+        match operation:
+            case ConfigureSecy(_, suite, confidentiality):
+                await self._configure(suite, confidentiality)
+            case CreateReceiveSc(_, sci):
+                await secy.create_receive_sc(sci)
+            case DeleteReceiveSc(_, sci):
+                await secy.delete_receive_sc(sci)
+            case CreateReceiveSa(_, sci, an, key, lowest_pn):
+                try:
+                    await secy.create_receive_sa(sci, an, key, lowest_pn)
+                except KernelError as error:
+                    if error.errno != errno.ENODEV:
+                        raise
+                    # The device was made anew, and its SC went with it.
+                    await secy.create_receive_sc(sci)
+                    await secy.create_receive_sa(sci, an, key, lowest_pn)
+            case EnableReceive(_, sci, an):
+                await secy.enable_receive_sa(sci, an)
+            case UpdateReceivePn(_, sci, an, lowest_pn):
+                await secy.update_receive_pn(sci, an, lowest_pn)
+            case DeleteReceiveSa(_, sci, an):
+                await secy.delete_receive_sa(sci, an)
+            case CreateTransmitSa(_, an, key, next_pn):
+                await secy.create_transmit_sa(an, key, next_pn)
+            case EnableTransmit(_, an):
+                await secy.enable_transmit_sa(an)
+                self.counters.saks_installed += 1
+            case DeleteTransmitSa(_, an):
+                await secy.delete_transmit_sa(an)
+            case SetControlledPort(_, state):
+                # A SecY without an active SA passes nothing, so a closed port needs no order. What
+                # passes in clear on an unprotected one is the business of whoever made the device.
+                self.port_state = state
+                self._log.info("port.state", state=state.value)
+
+    async def _configure(self, suite: CipherSuite, confidentiality: Confidentiality) -> None:
+        """See that the SecY has the suite; ask for another device where it has not. Raises KernelError."""
+        if confidentiality is not Confidentiality.OFFSET_0:
+            raise Unsupported(f"{self.device} encrypts whole frames, not {confidentiality.name.lower()}")
+        state = await self._secy.observe()
+        if state.suite is not suite:
+            self.wanted_suite = suite
+            raise KernelError(f"{self.device} has suite {state.suite} and is made anew for {suite}")
+        self.wanted_suite = None
