@@ -10,6 +10,7 @@ business and differs between versions.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import json
 from collections.abc import Sequence
@@ -47,7 +48,13 @@ async def run_nft(*arguments: str, commands: Sequence[Json] | None = None) -> st
             "nft is not installed: the router cannot protect itself (apt install nftables)"
         ) from error
     text = json.dumps({"nftables": list(commands)}) if commands is not None else ""
-    out, err = await process.communicate(text.encode())
+    try:
+        out, err = await process.communicate(text.encode())
+    except asyncio.CancelledError:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
+        raise
     if process.returncode:
         lines = err.decode(errors="replace").strip().splitlines() or [f"exit code {process.returncode}"]
         message = f"nft {' '.join(arguments)}: {lines[0]}"

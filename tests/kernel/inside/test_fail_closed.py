@@ -1,13 +1,14 @@
 """No frame in clear leaves a channel's port, whatever happens: judged at the other end of the wire."""
 
 import asyncio
+import contextlib
 import socket
 import threading
 
 import pytest
-
 from conftest import ip, run
 from test_stack import Router, until
+
 from router.kernel.guard import NftGuard
 from router.kernel.netlink import NetlinkKernel
 from router.reconcile.desired import ETHERTYPE_EAPOL, ETHERTYPE_MACSEC
@@ -64,11 +65,9 @@ def send_cleartext(kernel, device):
     # nftables also stops one that lies about its EtherType to the kernel; tc believes it.
     forged = (ETHERTYPE_MACSEC,) if isinstance(kernel._guards, NftGuard) else ()
     for protocol in (0x0800, *forged):
-        with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as sock:
-            try:
-                sock.sendto(frame, (device, protocol))
-            except OSError:
-                pass  # the port is down, or the guard says so
+        sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
+        with sock, contextlib.suppress(OSError):  # the port is down, or the guard says so
+            sock.sendto(frame, (device, protocol))
 
 
 def send_eapol(device):

@@ -5,15 +5,17 @@ import time
 
 import pytest
 import structlog
-
 from conftest import ip, run
+
 from router.config.secrets import resolve_sak
+from router.errors import KernelError
 from router.kernel.netlink import NetlinkKernel
-from router.keyd import Keyd, PnHistory
+from router.keyd import Keyd
 from router.reconcile.desired import desired_state
 from router.reconcile.diff import plan
 from router.reconcile.loop import Reconciler
 from router.reconcile.objects import DesiredState
+from router.static_keys import PnHistory
 
 
 async def until(condition, what, timeout_s=10.0):
@@ -74,7 +76,7 @@ class Router:
     async def keyed(self, device):
         try:
             return (await self.kernel.secy(device).observe()).operational
-        except Exception:
+        except KernelError:
             return False
 
     async def up(self):
@@ -103,7 +105,6 @@ async def test_four_channels_carry_8500_octets_both_families(router):
     started = time.monotonic()
     await router.up()
     took = time.monotonic() - started
-    print(f"four channels keyed after {took:.2f} s")
     for connection in router.config.connections:
         for feature in connection.features:
             for pair in feature.addresses:

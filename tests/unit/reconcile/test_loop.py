@@ -148,7 +148,7 @@ async def test_lost_notifications_mean_a_full_look(kernel, reconciler):
             kernel.lose_events = False
             kernel.lose()
             await reconciler.fib_resync.wait()
-            while "ms1.1101" not in kernel.links or not kernel.links["ms1.1101"].up:
+            while "ms1.1101" not in kernel.links or not kernel.links["ms1.1101"].up:  # noqa: ASYNC110 - polls the fake
                 await asyncio.sleep(0.001)
     finally:
         task.cancel()
@@ -163,7 +163,10 @@ async def test_release_removes_everything_of_ours(kernel, reconciler):
     await reconciler.release()
     assert set(kernel.links) == {"p1", "p2"}
     assert not kernel.links["p1"].up
-    assert not (kernel.ours or kernel.addresses or kernel.routes or kernel.nexthops)
+    assert not kernel.ours
+    assert not kernel.addresses
+    assert not kernel.routes
+    assert not kernel.nexthops
 
 
 async def test_release_goes_on_after_an_error(kernel, reconciler):

@@ -1,4 +1,4 @@
-"""The key daemon: what it installs, in which order, and that no packet number comes twice."""
+"""Static keys: what it installs, in which order, and that no packet number comes twice."""
 
 import errno
 import json
@@ -13,10 +13,11 @@ from router.config.effective import SecretRef, StaticKeys, StaticSa
 from router.config.load import load
 from router.errors import ConfigError, SecretError
 from router.kernel.fake import FakeKernel
-from router.keyd import FIRST_PN, MARGIN, MARGIN_XPN, SAVE_S, Keyd, PnHistory, StaticKeyer, key_id
+from router.keyd import Keyd
 from router.model import ChannelId, CipherSuite, Sci, Secret
 from router.reconcile.diff import Action, Verb
 from router.reconcile.objects import EgressGuard, MacsecLink, PortLink
+from router.static_keys import FIRST_PN, MARGIN, MARGIN_XPN, SAVE_S, PnHistory, StaticKeyer, key_id
 
 PEER = Sci.parse("02:00:00:00:01:01/1")
 TX, RX = SecretRef("file", "/tx"), SecretRef("file", "/rx")
