@@ -59,6 +59,12 @@ def test_topology_survives_the_way_into_the_machine(name):
     assert topology.Topology.from_json(loaded.to_json()) == loaded
 
 
+@pytest.mark.parametrize("name", topology.names())
+def test_topology_says_what_it_is(name):
+    """`lab list` has a line for each."""
+    assert topology.load(name).about
+
+
 def test_four_and_eight_channels_are_there():
     """The two topologies of the product, with as many edges as they are called after."""
     assert len(topology.load("four-channels").edges) == 4
