@@ -60,7 +60,7 @@ from router.mka.mkpdu import (
     Xpn,
     envelope,
 )
-from router.mka.participant import Participant, Peer
+from router.mka.participant import Identity, Participant, Peer
 from router.model import CipherSuite, MacAddress, Sci, Secret
 from router.secy import SecyCounters, SecyState
 
@@ -128,6 +128,19 @@ class KeyEntry:
     """May be made principal by our own choice: its start time has come and its end time has not."""
 
 
+@dataclass(frozen=True, slots=True)
+class Handover:
+    """What a successor process needs, beside the SecY as it stands, to go on unnoticed by the peers.
+
+    Not secret. A stored one stays good for as long as its numbers are not below those sent since:
+    store it with message numbers some thousand ahead, and again before those are reached.
+    """
+
+    key_ckn: bytes | None
+    """CKN that the key in use comes from."""
+    identities: tuple[Identity, ...]
+
+
 class Kay:
     """The key agreement entity of one port."""
 
@@ -154,6 +167,7 @@ class Kay:
         self._carrier = True
         self._promised: float | None = None
         self._adopted_until: float | None = None
+        self._resume: dict[bytes, Identity] = {}
         self._plain_chosen = False
         # Keys.
         self._known: OrderedDict[bytes, int] = OrderedDict()
@@ -248,6 +262,7 @@ class Kay:
                     entropy=self._entropy,
                     outputs=self._outputs,
                     now=now,
+                    identity=self._resume.pop(key.ckn, None),
                 )
             participant.eligible = key.eligible
             self._participants[key.ckn] = participant
@@ -269,28 +284,41 @@ class Kay:
         self._rekey_reason = "command"
         self._settle(now)
 
-    def adopt(self, state: SecyState, now: float) -> None:
-        """Keep what a former process left in the SecY in use until it is replaced (before `set_keys`).
+    def handover(self) -> Handover:
+        """What to store for a successor."""
+        used = self._cp.in_use
+        return Handover(
+            used.key.ckn if used is not None and used.key.ckn else None,
+            tuple(Identity(p.ckn, p.mi, p.mn, p.kn) for p in self._participants.values()),
+        )
 
-        Nothing is known of those keys but their ids, so they are never installed again. If no SAK is
-        agreed within the MKA Life Time they go, as they would without any peer.
+    def adopt(self, state: SecyState, now: float, handover: Handover | None = None) -> None:
+        """Keep what a former process left in the SecY in use (at start, before `set_keys`).
+
+        With a handover we go on as the same members: peers notice nothing. Without, we are new ones
+        whom the key server gives a new SAK; hostap does so only when it has forgotten the old ones.
+        Nothing is known of the keys but their ids, so they are never installed again. If no peer is
+        live within the MKA Life Time they go, as they would have without it.
         """
         used = next((sa for sa in state.transmit if sa.an == state.encoding_an and sa.active), None)
         for sa in state.transmit:
             if sa is not used:
                 self._cp.delete_stray(sa.an, (), transmit=True)
+            self._remember(KeyIdentifier.unpack(sa.key_id))
         for channel in state.receive:
             for sa in channel.sas:
                 if used is None or sa.an != used.an:
                     self._cp.delete_stray(sa.an, (channel.sci,), transmit=False)
                 self._remember(KeyIdentifier.unpack(sa.key_id))
-        for sa in state.transmit:
-            self._remember(KeyIdentifier.unpack(sa.key_id))
         if used is None:
-            return
+            return  # and no identity is resumed: peers believe that it has a key
         members = {self.config.sci: used.ssci}
         members |= {c.sci: sa.ssci for c in state.receive for sa in c.sas if sa.an == used.an}
         ki = KeyIdentifier.unpack(used.key_id)
+        ckn = b""
+        if handover is not None:
+            ckn = handover.key_ckn or b""
+            self._resume = {identity.ckn: identity for identity in handover.identities}
         self._cp.adopt(
             Sak(
                 ki,
@@ -300,7 +328,7 @@ class Kay:
                 Secret(b""),
                 members,
                 frozenset(),
-                b"",
+                ckn,
                 now,
             )
         )

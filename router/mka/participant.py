@@ -76,6 +76,18 @@ class Peer:
         return use is not None and any(slot.ki == ki and slot.tx for slot in (use.latest, use.old))
 
 
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who we are in a CA: what a successor of this process needs to go on as the same member."""
+
+    ckn: bytes
+    mi: bytes
+    mn: int
+    """At least the last message number sent; gaps do no harm."""
+    kn: int
+    """At least the last key number given."""
+
+
 class Participant:
     """The actor of one CA."""
 
@@ -89,6 +101,7 @@ class Participant:
         entropy: Callable[[int], bytes],
         outputs: list[Output],
         now: float,
+        identity: Identity | None = None,
     ) -> None:
         self.cak = cak
         self._sci = sci
@@ -117,7 +130,10 @@ class Participant:
         self._gone: OrderedDict[bytes, tuple[int, float]] = OrderedDict()
         """Last MN of MIs that left, and until when they may not return at all: MKPDUs still under way
         must not bring back what they replaced."""
-        self.take_new_mi("start")
+        if identity is None:
+            self.take_new_mi("start")
+        else:
+            self.mi, self.mn, self.kn = identity.mi, identity.mn, identity.kn
 
     # ------------------------------------------------------------------ ourselves
 
@@ -230,6 +246,8 @@ class Participant:
             peer.expires_at = expires_at
         if proven and not peer.live:
             self._welcome(peer, now)
+        elif peer.live and not proven:
+            self.new_info = True  # it has lost sight of us, or of itself: it should hear us before we expire
         self.elect()
         return peer
 

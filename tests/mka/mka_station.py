@@ -11,7 +11,10 @@ import socket
 import subprocess
 import time
 
+from pyroute2.netlink.rtnl import ifinfmsg
+
 from router.errors import KernelError
+from router.kernel.macsec import macsec
 from router.kernel.secy import KernelSecy
 from router.mka.events import (
     ConfigureSecy,
@@ -59,6 +62,8 @@ class Station:
         self.socket.setsockopt(SOL_PACKET, PACKET_ADD_MEMBERSHIP, request + (6).to_bytes(2, "little") + group)
         self.socket.setblocking(False)
         self.wake = asyncio.Event()
+        # KernelSecy names the encoding SA in a message of this kind, which pyroute2 knows only then.
+        ifinfmsg.ifinfo.register_link_kind(module={"macsec": macsec})
         self.kay = Kay(config, now=time.monotonic(), entropy=os.urandom)
 
     async def run(self) -> None:

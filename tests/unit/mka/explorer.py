@@ -151,10 +151,11 @@ class Episode:
 
     def restart(self, node: Node) -> None:
         node.thaw()
+        handover = node.kay.handover() if node.kay is not None and self.random.random() < 0.5 else None
         node.kill()
-        adopt = self.random.random() < 0.5
-        self.tell(f"restart of {node.number}, adopt={adopt}")
-        node.start(adopt=adopt)
+        adopt = handover is not None or self.random.random() < 0.5
+        self.tell(f"restart of {node.number}, adopt={adopt}, handover={handover is not None}")
+        node.start(adopt=adopt, handover=handover)
 
     def freeze(self, node: Node) -> None:
         node.freeze()

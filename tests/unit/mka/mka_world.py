@@ -180,13 +180,13 @@ class Node:
         if kay:
             self.start()
 
-    def start(self, *, adopt=False):
+    def start(self, *, adopt=False, handover=None):
         """Start the key agreement process; with `adopt`, over the SAs that the former one left."""
         self.kay = Kay(
             self.config, now=self.world.now, entropy=self.world.random.randbytes, used_keys=self.used_keys
         )
         if adopt:
-            self.kay.adopt(self.secy.state(), self.world.now)
+            self.kay.adopt(self.secy.state(), self.world.now, handover)
         else:
             self.secy.transmit.clear()
             self.secy.receive.clear()

@@ -400,6 +400,43 @@ def test_a_restart_over_living_sas_loses_nothing():
             assert lost.count == 0
 
 
+def test_a_handover_is_unnoticed_by_the_peers():
+    """The successor is the same member: no peer joins or leaves, no frame is lost, numbers go on."""
+    for victim in (0, 1):
+        with mka_pair() as pair:
+            world, node, other = pair[0].world, pair[victim], pair[1 - victim]
+            world.run(5)
+            lost = Traffic(world, *pair)
+            other.facts.clear()
+            mi = node.snapshot.participants[0].mi
+            for _ in range(3):
+                handover = node.kay.handover()
+                ahead = replace(handover.identities[0], mn=handover.identities[0].mn + 1000)
+                node.kill()
+                world.run(3)
+                node.start(adopt=True, handover=replace(handover, identities=(ahead,)))
+                assert last_pdu(node).sak_use.old.ki == other.ki
+                world.run(8)
+            assert node.snapshot.participants[0].mi == mi
+            assert not [f for f in other.facts if f.name.startswith("peer.")]
+            assert lost.count == 0
+            assert world.quiet()
+
+
+def test_a_handover_over_an_empty_secy_makes_a_new_member():
+    """Peers believe that the old member has the key; without its SAs we must not pretend to be it."""
+    with mka_pair() as (a, b):
+        world = a.world
+        world.run(5)
+        handover, mi = b.kay.handover(), b.snapshot.participants[0].mi
+        b.kill()
+        b.secy.transmit.clear()
+        b.start(adopt=True, handover=handover)
+        assert b.snapshot.participants[0].mi != mi
+        world.run(20, world.quiet)
+        assert world.quiet()
+
+
 def test_adopted_sas_go_if_nobody_answers():
     """Within the life time of the restart, as they would have without it."""
     with mka_pair() as (a, b):
