@@ -261,7 +261,8 @@ class SnapshotNeighbor:
 
     neighbor: NeighborKey
     pid: int
-    counter: int
+    counters: tuple[int, ...]
+    """Last numbers of its lines; after a reload ExaBGP counts in more than one sequence."""
     complete: bool
     """False: the shim began in the middle, or gave the table up. Ask the peer for a refresh."""
 
@@ -317,7 +318,8 @@ def _parse_shim(data: dict[str, Any]) -> Line:
             return SnapshotBegin(int(data["pid"]), str(data["reason"]))
         case "neighbor":
             key = NeighborKey(str(data["local"]), str(data["peer"]))
-            return SnapshotNeighbor(key, int(data["pid"]), int(data["counter"]), bool(data["complete"]))
+            counters = tuple(int(counter) for counter in data["counters"])
+            return SnapshotNeighbor(key, int(data["pid"]), counters, bool(data["complete"]))
         case "snapshot-end":
             return SnapshotEnd(int(data["pid"]))
         case "reply":

@@ -156,7 +156,8 @@ class _Session:
         self.since = now
         self.reason = "not started"
         self.pid = 0
-        self.counter = 0
+        self.counters: set[int] = {0}
+        """Last numbers of its lines. A reload of ExaBGP begins a sequence beside the old one."""
         self.accepted: dict[Prefix, Path] = {}
         self.rejected: dict[Prefix, Reason] = {}
         self.held: dict[Prefix, Path] = {}
@@ -291,7 +292,7 @@ class Rib:
             case SnapshotNeighbor():
                 session = self._by_neighbor.get((process, line.neighbor))
                 if session is not None:
-                    session.pid, session.counter = line.pid, line.counter
+                    session.pid, session.counters = line.pid, set(line.counters)
                     session.told = line.complete
                     self._in_snapshot.setdefault(process, set()).add(session.config.name)
             case SnapshotEnd():
@@ -351,14 +352,21 @@ class Rib:
                     session.eor = True
 
     def _check_counter(self, session: _Session, event: Event) -> None:
-        previous, session.counter = session.counter, event.counter
         known, session.pid = session.pid, event.pid
-        # ExaBGP counts from 1 again after it was restarted and after it reloaded the neighbour.
-        if event.counter in (previous + 1, 1) or known != event.pid:
+        if event.counter - 1 in session.counters:
+            session.counters.remove(event.counter - 1)
+            session.counters.add(event.counter)
+            return
+        if known == event.pid and event.counter == 1:
+            session.counters.add(1)  # ExaBGP has reloaded the neighbour
+            return
+        expected = sorted(counter + 1 for counter in session.counters)
+        session.counters = {event.counter}
+        if known != event.pid:
             return
         session.gaps += 1
         if session.phase is Phase.ESTABLISHED:
-            self._ask_refresh(session, f"lines {previous + 1} to {event.counter - 1} were lost")
+            self._ask_refresh(session, f"line {event.counter} came where {expected} was next")
 
     def _ask_refresh(self, session: _Session, reason: str) -> None:
         self._outputs.append(AskRefresh(session.config.name, reason))

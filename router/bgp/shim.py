@@ -39,6 +39,8 @@ ROUTES_MAX: Final = 400_000
 """Routes remembered in all tables together, some 150 octets each."""
 LINE_MAX: Final = 16 << 20
 """Octets of one line from either side; a longer one is dropped and counts as a gap."""
+SEQUENCES_MAX: Final = 4
+"""A reload of ExaBGP begins a new sequence of counters while the old one may go on."""
 RECONNECT_S: Final = 0.25
 READ_SIZE: Final = 1 << 18
 
@@ -52,7 +54,7 @@ class Neighbor:
     def __init__(self, local: str, peer: str) -> None:
         self.local = local
         self.peer = peer
-        self.counter = 0
+        self.counters = [0]
         self.complete = False
         self.lines: dict[str, bytes] = {}
         self.eor: list[bytes] = []
@@ -92,7 +94,10 @@ class Memory:
         neighbor = self.neighbors.get(key)
         if neighbor is None:
             neighbor = self.neighbors[key] = Neighbor(*key)
-        neighbor.counter = data["counter"]
+        counter = data["counter"]
+        if counter - 1 in neighbor.counters:
+            neighbor.counters.remove(counter - 1)
+        neighbor.counters = [*neighbor.counters, counter][-SEQUENCES_MAX:]
         kind = data["type"]
         if kind == "update":
             self._learn_update(neighbor, data, body["message"], line)
@@ -150,7 +155,7 @@ class Memory:
                         "local": neighbor.local,
                         "peer": neighbor.peer,
                         "pid": pid,
-                        "counter": neighbor.counter,
+                        "counters": neighbor.counters,
                         "complete": neighbor.complete,
                     }
                 )
@@ -173,7 +178,7 @@ def _replay(neighbor: Neighbor) -> list[bytes]:
         _line(
             {
                 **header,
-                "counter": neighbor.counter,
+                "counter": neighbor.counters[-1],
                 "type": "update",
                 "neighbor": {
                     "address": address,

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import psutil
 import structlog
 
 from router.bgp import exabgp, md5
@@ -106,6 +107,7 @@ class _Link:
         self.eor_due: set[str] = set()
         self.refresh_due: set[str] = set()
         self.ask_states = False
+        self.reload_due = False
         self._number = 0
         self._pending: dict[int, asyncio.Future[Reply]] = {}
 
@@ -179,6 +181,8 @@ class Speaker:
         self._attributes: dict[str, ExportAttributes] = {}
         self._silent: set[str] = set()
         self._rearm = asyncio.Event()
+        self._installed: dict[str, float] = {}
+        """Files that changed before this life met their ExaBGP, which may be older than they are."""
         self._adopt_until = time.time() + ADOPT_LIMIT_S
         self._synced = False
         self._proc_net = proc_net
@@ -198,7 +202,8 @@ class Speaker:
 
     async def prepare(self) -> None:
         """Write the configuration files and open the sockets. Raises ConfigError; then nothing changed."""
-        await self._install(self._config, self._processes)
+        changed = await self._install(self._config, self._processes)
+        self._installed = dict.fromkeys(changed, time.time())
         for name in self._processes:
             await self._listen(name)
 
@@ -224,9 +229,8 @@ class Speaker:
                 self._links[name] = _Link(name)
                 await self._listen(name)
                 self._start_worker(name)
-            elif name in changed and self._links[name].writer is not None:
-                await self._signal_child(f"exabgp-{name}", signal.SIGUSR1)
-                self._links[name].ask_states = True
+            elif name in changed:
+                self._links[name].reload_due = True
             self._links[name].stale_export = True
             self._links[name].wake.set()
         self._deliver()
@@ -351,6 +355,7 @@ class Speaker:
             link.answer(line)
             return
         if isinstance(line, Hello):
+            self._reload_if_older(link, line.pid)
             link.pid = line.pid
             link.stale_export = True
             link.announced = {}
@@ -360,6 +365,19 @@ class Speaker:
             link.wake.set()
         elif isinstance(line, Eor | Event):
             pass
+
+    def _reload_if_older(self, link: _Link, pid: int) -> None:
+        """Tell an ExaBGP that ran while its file was replaced, in our absence, to read it."""
+        installed = self._installed.pop(link.process, None)
+        if installed is None:
+            return
+        try:
+            began = psutil.Process(pid).create_time()
+        except psutil.Error:
+            return
+        if began < installed:
+            link.reload_due = True
+            link.wake.set()
 
     def _deliver(self) -> None:
         """Pass on what the Rib has put out."""
@@ -396,6 +414,7 @@ class Speaker:
             link = self._link_of(change.session)
             if link is not None:
                 link.eor_due.add(change.session)
+                link.stale_export = True  # a reload may have given it an empty Adj-RIB-Out
                 link.wake.set()
         self.events.put_nowait(change)
 
@@ -425,6 +444,10 @@ class Speaker:
 
     async def _work_once(self, link: _Link) -> None:
         sessions = {session.name: session for session in self._processes.get(link.process, ())}
+        if link.reload_due:
+            link.reload_due = False
+            link.ask_states = True
+            await self._signal_child(f"exabgp-{link.process}", signal.SIGUSR1)
         if link.ask_states:
             await self._ask_states(link, sessions)
         if link.stale_export:
@@ -459,11 +482,13 @@ class Speaker:
             raise ProtocolError(f"show neighbor json: {error}") from error
         for name, session in sessions.items():
             up = listed.get((session.addresses.local, session.addresses.peer))
-            if up is None:
-                self._log.error("bgp.neighbor.missing", session=name, process=link.process)
-            elif name in unknown:
+            if up is not None and name in unknown:
                 self._rib.learn_state(name, established=up, now=time.time())
         self._deliver()
+        missing = [s.name for s in sessions.values() if (s.addresses.local, s.addresses.peer) not in listed]
+        if missing:
+            link.ask_states = True
+            raise ProtocolError(f"ExaBGP of {link.process} has not loaded {', '.join(missing)} (yet)")
 
     async def _observe_exports(self, link: _Link, sessions: Mapping[str, Session]) -> dict[str, Export]:
         """Ask what ExaBGP announces. Attributes are not compared: announcing again is idempotent."""

@@ -131,7 +131,7 @@ def test_live_lines_pass_and_a_new_daemon_gets_a_snapshot(rig):
     assert isinstance(events[0], Hello)
     assert events[0].pid == os.getppid()
     assert isinstance(events[1], SnapshotBegin)
-    assert events[2] == SnapshotNeighbor(("169.254.1.1", "169.254.1.2"), os.getppid(), 5, complete=True)
+    assert events[2] == SnapshotNeighbor(("169.254.1.1", "169.254.1.2"), os.getppid(), (5,), complete=True)
     assert table_of(events) == {"10.0.0.0/8": (0, ("169.254.1.2",)), "10.2.0.0/16": (5, ("169.254.1.2",))}
     assert any(isinstance(event, Eor) for event in events)
     rig.say(update(6, [], ["10.0.0.0/8"]))
