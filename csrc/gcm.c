@@ -12,6 +12,8 @@ static const struct gcm_backend *const backends[] = {
 #if defined(GCM_HAVE_IPSEC_MB)
     &gcm_ipsec_mb,
 #endif
+    &gcm_vaes256,
+    &gcm_aesni,
 #endif
     &gcm_openssl,
 };

@@ -34,7 +34,7 @@
 #pragma clang attribute push(                                                                     \
     __attribute__((target("aes,pclmul,avx2,bmi2,vaes,vpclmulqdq,avx512f,avx512bw,avx512dq,avx512vl"))), \
     apply_to = function)
-#define UNROLL _Pragma("unroll")
+#define UNROLL _Pragma("clang loop unroll(full)")
 #else
 #pragma GCC push_options
 /* `stream` reads what the group before left behind, but not at the first one: gcc cannot see it. */
@@ -334,7 +334,7 @@ INLINE void hash_begin_chunk(struct hash *hash, const struct group *g, struct pl
             hash->chunks > 1 ? 4 * CHUNK : (int32_t)blocks(g->len[f] - hash->at) + 1;
         hash->sums[f] = no_sums();
     }
-    hash->chunk_end = hash->at + (hash->chunks > 1 ? CHUNK : LAST_CHUNK) * UNIT;
+    hash->chunk_end = hash->at + (hash->chunks > 1 ? (uint32_t)CHUNK : LAST_CHUNK) * UNIT;
 }
 
 INLINE void hash_begin(const struct vaes512_key *key, struct hash *hash, const struct group *g,

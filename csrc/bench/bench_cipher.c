@@ -77,7 +77,7 @@ static double median(double *values, int n)
 #pragma clang attribute push(                                                                      \
     __attribute__((target("vaes,vpclmulqdq,avx512f,avx512bw,avx512dq,avx512vl"))),                 \
     apply_to = function)
-#define UNROLL _Pragma("unroll")
+#define UNROLL _Pragma("clang loop unroll(full)")
 #else
 #pragma GCC push_options
 #pragma GCC target("vaes,vpclmulqdq,avx512f,avx512bw,avx512dq,avx512vl")
