@@ -10,6 +10,7 @@ from typing import Any
 from router.lab import farend
 from router.lab.capture import Capture
 from router.lab.daemon import RouterUnderTest
+from router.lab.farend.mka import MkaEnd, start_mka
 from router.lab.machine import RESULTS, WORK
 from router.lab.network import Network
 from router.lab.topology import Topology
@@ -24,6 +25,8 @@ class Lab:
         self.network = Network(topology)
         self.router = RouterUnderTest(self.network, WORK / "router")
         self.far_ends: dict[str, farend.FarEnd] = {}
+        self.mka_ends: dict[str, MkaEnd] = {}
+        """The edges' side of key agreement, by node."""
         self.captures: dict[str, Capture] = {}
         """By channel."""
         self._keep_captures = keep_captures
@@ -34,6 +37,10 @@ class Lab:
 
     def start_edges(self, nodes: tuple[str, ...] = ()) -> None:
         """Start the routing daemons of these edges, or of all."""
+        self.mka_ends = start_mka(
+            self.network,
+            [e for e in self.topology.edges if e.key_directory and e.node in (nodes or {e.node})],
+        )
         started: list[farend.FarEnd] = []
         for edge in self.topology.edges:
             if nodes and edge.node not in nodes:
@@ -120,5 +127,7 @@ class Lab:
                 self.router.stop()
         for far_end in self.far_ends.values():
             far_end.stop()
+        for mka_end in self.mka_ends.values():
+            mka_end.stop()
         self.stop_captures()
         self.network.close()

@@ -6,12 +6,16 @@ nothing in clear: no IPv6 on the bare port, no address, `validate strict`.
 
 from __future__ import annotations
 
+import json
 import secrets
 from pathlib import Path
 
 from router.lab.machine import WORK
 from router.lab.node import Node, run
 from router.lab.topology import Edge, Topology
+
+WPA_SUPPLICANT_SUITE = "gcm-aes-128"
+"""The one suite that wpa_supplicant 2.10 agrees on keys for."""
 
 SYSCTLS = {
     "ipv4__ip_forward": 1,
@@ -72,6 +76,10 @@ class Network:
         for file, kind, octets in self.topology.secrets:
             path = self.config_directory / file
             path.parent.mkdir(mode=0o700, exist_ok=True)
+            if kind == "chain":
+                path.mkdir(mode=0o700)
+                write_chain_key(path, secrets.token_hex(32), secrets.token_hex(octets))
+                continue
             write_private(path, secrets.token_hex(octets) if kind == "hex" else secrets.token_urlsafe(octets))
 
     def commands(self, name: str) -> list[str]:
@@ -109,23 +117,22 @@ class Network:
 
         scheme = f"port 1 cipher {edge.suite} encrypt on send_sci on validate strict replay on window 0"
         peer = f"port 1 address {edge.router_sci_mac}"
+        if edge.key_directory:
+            if edge.suite == WPA_SUPPLICANT_SUITE:
+                return []  # wpa_supplicant makes its own device
+            keys = []
+        else:
+            keys = [
+                f"macsec add macsec0 tx sa {edge.transmit.an} "
+                + key("01", edge.transmit.ssci, edge.transmit.sak_file),
+                f"macsec add macsec0 rx {peer} on",
+                f"macsec add macsec0 rx {peer} sa {edge.receive.an} "
+                + key("02", edge.receive.ssci, edge.receive.sak_file),
+            ]
         return [
             f"link add link {edge.port} macsec0 type macsec {scheme}",
-            f"macsec add macsec0 tx sa {edge.transmit.an} "
-            + key("01", edge.transmit.ssci, edge.transmit.sak_file),
-            f"macsec add macsec0 rx {peer} on",
-            f"macsec add macsec0 rx {peer} sa {edge.receive.an} "
-            + key("02", edge.receive.ssci, edge.receive.sak_file),
-            # Nothing of its own on the secured port either: all traffic is the VLAN's.
-            "link set macsec0 addrgenmode none",
-            f"link add link macsec0 name vlan{edge.vlan} mtu {edge.mtu} type vlan id {edge.vlan}",
-            "link set macsec0 up",
-            f"link set vlan{edge.vlan} up",
-            *(
-                f"address add {pair.own}/{pair.length} dev vlan{edge.vlan}"
-                + (" nodad" if ":" in pair.own else "")
-                for pair in (edge.ipv4, edge.ipv6)
-            ),
+            *keys,
+            *secured_port(edge),
         ]
 
     def close(self) -> None:
@@ -135,6 +142,27 @@ class Network:
             stdin="".join(f"netns delete {n}\n" for n in self.nodes),
             check=False,
         )
+
+
+def secured_port(edge: Edge) -> list[str]:
+    """Commands for `ip` that put the edge's VLAN and addresses on its macsec device."""
+    return [
+        # Nothing of its own on the secured port either: all traffic is the VLAN's.
+        "link set macsec0 addrgenmode none",
+        f"link add link macsec0 name vlan{edge.vlan} mtu {edge.mtu} type vlan id {edge.vlan}",
+        "link set macsec0 up",
+        f"link set vlan{edge.vlan} up",
+        *(
+            f"address add {pair.own}/{pair.length} dev vlan{edge.vlan}"
+            + (" nodad" if ":" in pair.own else "")
+            for pair in (edge.ipv4, edge.ipv6)
+        ),
+    ]
+
+
+def write_chain_key(directory: Path, ckn: str, cak: str, **more: object) -> None:
+    """Write a key into a key directory as an operator would, not by the router's code."""
+    write_private(directory / f"{ckn}.json", json.dumps({"ckn": ckn, "cak": cak, **more}))
 
 
 def _namespaces_and_wires(topology: Topology) -> list[str]:

@@ -69,6 +69,12 @@ def all_scenarios() -> tuple[Scenario, ...]:
             function="channels:four_channels",
         ),
         Scenario(
+            "static-keys",
+            "the same with static keys instead of key agreement",
+            topology="static-keys",
+            function="channels:four_channels",
+        ),
+        Scenario(
             "eight-channels",
             "a migration: four more are added, then the old four removed, without loss",
             topology="eight-channels",

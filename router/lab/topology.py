@@ -71,6 +71,10 @@ class Key:
     an: int
 
 
+NO_KEY: Final = Key("", 0, 0)
+"""Where keys are agreed upon."""
+
+
 @dataclass(frozen=True, slots=True)
 class Edge:
     """A provider's edge router at the far end of one channel."""
@@ -100,6 +104,10 @@ class Edge:
     gtsm: bool
     keepalive_s: int
     hold_s: int
+    key_directory: str = ""
+    """The channel's key chain, relative to the configuration; empty where the keys are static."""
+    priority: int = 16
+    """Key Server Priority of the edge."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +131,8 @@ class Topology:
     """(node, prefix, gateways)."""
     edges: tuple[Edge, ...]
     secrets: tuple[tuple[str, str, int], ...]
-    """(file relative to the configuration, kind `hex` or `text`, octets) to be made up at lab-up."""
+    """(file relative to the configuration, kind `hex` or `text`, octets) to be made up at lab-up; of kind
+    `chain` it is a key directory with one CAK of that size."""
 
     def to_json(self) -> str:
         """Text for the machine, where no YAML needs to be read."""
@@ -220,7 +229,10 @@ def _resolve(raw: dict[str, Any], config_text: str, config_name: str) -> Topolog
     secrets = []
     for edge in edges:
         octets = 32 if edge.suite.endswith("256") else 16
-        secrets += [(edge.transmit.sak_file, "hex", octets), (edge.receive.sak_file, "hex", octets)]
+        if edge.key_directory:
+            secrets.append((edge.key_directory, "chain", octets))
+        else:
+            secrets += [(edge.transmit.sak_file, "hex", octets), (edge.receive.sak_file, "hex", octets)]
         if edge.md5_file:
             secrets.append((edge.md5_file, "text", 24))
     return Topology(
@@ -255,8 +267,9 @@ def _edge(node: str, raw: dict[str, Any], config: dict[str, Any], wires: tuple[W
     port = next((w for w in wires if (w.a.node, w.a.device) == (node, raw["port"])), None)
     if port is None:
         raise ValueError(f"edge {node}: no wire begins at {node}:{raw['port']}")
-    static = channel["macsec"]["static"]
-    if static["peer_sci"] != f"{port.a.mac}/1":
+    chain = channel["macsec"].get("key_chain")
+    static = channel["macsec"].get("static") or {}
+    if not chain and static["peer_sci"] != f"{port.a.mac}/1":
         raise ValueError(
             f"edge {node}: channel {name} expects SCI {static['peer_sci']}, the wire has {port.a.mac}/1"
         )
@@ -272,8 +285,8 @@ def _edge(node: str, raw: dict[str, Any], config: dict[str, Any], wires: tuple[W
         router_id=raw["router_id"],
         suite=interconnect["macsec"]["suite"],
         salt=str(static.get("salt", "")),
-        transmit=_key(static["receive"]),
-        receive=_key(static["transmit"]),
+        transmit=NO_KEY if chain else _key(static["receive"]),
+        receive=NO_KEY if chain else _key(static["transmit"]),
         router_sci_mac=port.b.mac,
         vlan=int(feature["vlan"]),
         mtu=int(connection["mtu"]),
@@ -286,6 +299,8 @@ def _edge(node: str, raw: dict[str, Any], config: dict[str, Any], wires: tuple[W
         gtsm=PROFILE_GTSM[profile],
         keepalive_s=keepalive_s,
         hold_s=hold_s,
+        key_directory=chain["directory"] if chain else "",
+        priority=int(raw.get("priority", 16)),
     )
 
 

@@ -65,6 +65,7 @@ def _verdict(channels: dict[str, dict[str, Any]], name: str) -> str:
 def four_channels(lab: Lab, report: Report) -> None:
     """The router's main job, end to end, with figures."""
     report.figure("edges", lab.edges_kind)
+    report.figure("edges_keys", ", ".join(sorted({e.kind for e in lab.mka_ends.values()})) or "static")
     report.figure("start_to_channels_up", round(start_and_wait(lab, report), 1), "s")
     check_channels(lab, report)
     check_far_ends(lab, report)

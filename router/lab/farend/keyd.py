@@ -1,0 +1,145 @@
+"""Our own key daemon at a far end: one channel, made of a few values instead of a configuration.
+
+    python -m router.lab.farend.keyd SPECIFICATION.json...
+
+One interpreter is started for several edges: it loads everything once, then becomes one process per
+specification, each in its network namespace, with its pid, log and control socket in its directory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, Final
+
+from router.config.effective import (
+    Channel,
+    EffectiveConfig,
+    Interconnect,
+    Macsec,
+    MacsecMode,
+    Mka,
+    Router,
+)
+from router.errors import LastmileError
+from router.keyd import give_up_privileges, serve
+from router.model import ChannelId, CipherSuite
+
+CLONE_NEWNET: Final = 0x40000000
+EDGE: Final = ChannelId("edge")
+
+
+def configuration(specification: dict[str, Any]) -> EffectiveConfig:
+    """Turn a specification into a configuration of one channel. Raises KeyError, ValueError."""
+    suites = tuple(CipherSuite.parse(text) for text in specification["suites"])
+    values: dict[str, Any] = {
+        "priority": 16,
+        "rekey_interval_s": 0,
+        "delay_protection": False,
+        "icv_indicator": False,
+        "announce": True,
+        "ssci_order": "standard",
+        "clock_skew_s": 600,
+        **specification.get("mka", {}),
+    }
+    mka = Mka(**{field.name: values[field.name] for field in fields(Mka)})
+    macsec = Macsec(
+        mode=MacsecMode.MUST_SECURE,
+        suite=suites[0],
+        suites=suites,
+        replay_window=0,
+        include_sci=True,
+        sci_port=1,
+        static=None,
+        mka=mka,
+        keys=(),
+        key_directory=specification["key_directory"],
+        keys_managed_by="us",
+        bake_time_s=0,
+    )
+    channel = Channel(
+        id=EDGE,
+        interconnect="lab",
+        site="lab",
+        port=specification["port"],
+        port_mtu=9100,
+        lag=None,
+        enabled=True,
+        macsec=macsec,
+        macsec_device=specification["device"],
+    )
+    return EffectiveConfig(
+        router=Router(name="edge", asn=64512, router_id="10.255.0.2", lan=()),
+        interconnects=(Interconnect("lab", "generic", (EDGE,)),),
+        channels=(channel,),
+        vrfs=(),
+        connections=(),
+    )
+
+
+def run(path: Path) -> None:
+    """Be the key daemon of one specification until SIGTERM. Raises LastmileError, OSError."""
+    first = json.loads(path.read_text())
+    directory = Path(first["run_dir"])
+    log = os.open(directory / "keyd.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    for descriptor in (1, 2):
+        os.dup2(log, descriptor)
+    libc = ctypes.CDLL(None, use_errno=True)
+    with Path(first["netns"]).open("rb") as namespace:
+        if libc.setns(namespace.fileno(), CLONE_NEWNET):
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code), first["netns"])
+    (directory / "pid").write_text(str(os.getpid()))
+    give_up_privileges()
+    asyncio.run(
+        serve(lambda: configuration(json.loads(path.read_text())), _changes_of(path), directory, directory)
+    )
+
+
+def _changes_of(path: Path) -> Callable[[], bool]:
+    seen = 0
+
+    def changed() -> bool:
+        nonlocal seen
+        stamp = path.stat().st_mtime_ns
+        before, seen = seen, stamp
+        return before != stamp
+
+    return changed
+
+
+def main() -> None:
+    """Become one process per specification, and wait for them."""
+    children: list[int] = []
+    for text in sys.argv[1:]:
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                run(Path(text))
+                code = 0
+            except (LastmileError, OSError) as error:
+                sys.stderr.write(f"{text}: {error}\n")
+            finally:
+                sys.stderr.flush()
+                os._exit(code)
+        children.append(child)
+
+    def pass_on(number: int, _frame: object) -> None:
+        for child in children:
+            os.kill(child, number)
+
+    signal.signal(signal.SIGTERM, pass_on)
+    for child in children:
+        os.waitpid(child, 0)
+
+
+if __name__ == "__main__":
+    main()
