@@ -400,7 +400,7 @@ class Kay:
             return
         if self._known.get(ki.mi, 0) >= ki.kn:
             # It counts on a key that we must not install again: as a new member we get another.
-            self._ask_anew(participant, "the key server distributes a key that was used before", now)
+            self._ask_anew("the key server distributes a key that was used before", now)
             raise MkpduError(DropReason.SAK_USED_BEFORE, f"key {ki} was known before")
         suite = offer.suite
         if suite is None or suite not in self.config.suites:
@@ -635,11 +635,15 @@ class Kay:
             changed = True
         return changed
 
-    def _ask_anew(self, participant: Participant, why: str, now: float) -> None:
-        """Become a new member, so that the key server makes a new SAK; not too often."""
+    def _ask_anew(self, why: str, now: float) -> None:
+        """Become a new member everywhere, so that the key server makes a new SAK; not too often.
+
+        Everywhere, because the server may count on another CA than the one we think principal.
+        """
         if now >= self._new_mi_at + NEW_MI_SPACING_S:
             self._new_mi_at = now
-            participant.take_new_mi(why)
+            for participant in self._participants.values():
+                participant.take_new_mi(why)
 
     def _watch(self, now: float) -> None:
         """A live key server that never distributes is asked anew: others forget requests."""
@@ -651,7 +655,7 @@ class Kay:
             self._keyless_since = now
         elif now >= self._keyless_since + WATCHDOG_S:
             self._keyless_since = now
-            self._ask_anew(principal, "no SAK came from the key server", now)
+            self._ask_anew("no SAK came from the key server", now)
 
     # ------------------------------------------------------------------ making SAKs
 
@@ -908,8 +912,7 @@ class Kay:
             self._missing_sas = 0
             self._outputs.append(fact("secy.sa_missing", an=slot.key.an, ki=str(slot.key.ki)))
             self._made = self._made_ki = None
-            if self._principal is not None:
-                self._ask_anew(self._principal, "the SecY has lost the SAs in use", now)
+            self._ask_anew("the SecY has lost the SAs in use", now)
 
     def _check_counters(self, counters: SecyCounters) -> None:
         """Count observations with invalid frames and not one good."""

@@ -11,7 +11,7 @@ import socket
 import subprocess
 import time
 
-from pyroute2.netlink.rtnl import ifinfmsg
+from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 
 from router.errors import KernelError
 from router.kernel.macsec import macsec
