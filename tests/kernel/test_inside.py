@@ -21,6 +21,7 @@ def machine():
 
 
 @pytest.mark.lab
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", FILES)
 def test_inside(machine, name):
     """Every test of the file passes in a kernel with MACsec."""
@@ -37,6 +38,6 @@ def test_inside(machine, name):
     ]
     argv = [sys.executable, "-B", "-m", "pytest", *options, str(INSIDE / name)]
     code = machine.link.run(
-        argv, lambda _, data: output.write(data), env={"LASTMILE_INSIDE": "1"}, timeout_s=240
+        argv, lambda _, data: output.write(data), env={"LASTMILE_INSIDE": "1"}, timeout_s=800
     )
     assert code == 0, output.getvalue().decode(errors="replace")
