@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import os
 import signal
 import sys
@@ -736,6 +737,9 @@ async def _run(config: Path, run_dir: Path, logger: Any) -> int:
 
         accept(run_dir, config, config.read_text(), load(config).effective)
     accepted = load_accepted(run_dir)
+    # What is loaded stays; a full table is young garbage for a moment and must not be searched for it.
+    gc.freeze()
+    gc.set_threshold(200_000, 50, 1000)
     kernel = await NetlinkKernel.open()
     try:
         await Daemon(run_dir, accepted, kernel, logger).run()

@@ -15,7 +15,7 @@ import os
 import pwd
 import sys
 from base64 import b64encode
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -172,39 +172,50 @@ def _md5_lines(session: Session, password: Secret) -> list[str]:
     return [f"md5-password {_quoted(text)};", "md5-base64 false;"]
 
 
-async def install(text: str, path: Path, *, user: str | None, secrets: Mapping[str, Secret]) -> bool:
-    """Validate the text and put it in place; return whether it differs from what was there.
+async def install(texts: Mapping[Path, str], *, user: str | None, secrets: Mapping[str, Secret]) -> set[Path]:
+    """Validate the texts and put all of them in place, or none; return the files that changed.
 
-    Raises ConfigError with ExaBGP's reason, passwords taken out; the old file stays then.
+    Raises ConfigError with ExaBGP's reason, passwords taken out; the old files stay then.
     """
-    content = text.encode()
+    fresh: dict[Path, Path] = {}
     try:
-        if path.read_bytes() == content:
-            return False
+        for path, text in texts.items():
+            if not _holds(path, text):
+                fresh[path] = path.with_name(path.name + ".new")
+                _write(fresh[path], text, user)
+        if fresh:
+            await validate(list(fresh.values()), secrets)
+    except BaseException:
+        for path in fresh.values():
+            path.unlink(missing_ok=True)
+        raise
+    for path, checked in fresh.items():
+        checked.rename(path)
+    return set(fresh)
+
+
+def _holds(path: Path, text: str) -> bool:
+    try:
+        return path.read_bytes() == text.encode()
     except FileNotFoundError:
-        pass
-    fresh = path.with_name(path.name + ".new")
-    fresh.unlink(missing_ok=True)
-    fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+        return False
+
+
+def _write(path: Path, text: str, user: str | None) -> None:
+    path.unlink(missing_ok=True)
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
     with os.fdopen(fd, "wb") as file:
         if user is not None and os.geteuid() == 0:
             account = pwd.getpwnam(user)
             os.fchown(fd, account.pw_uid, account.pw_gid)
-        file.write(content)
-    try:
-        await validate(fresh, secrets)
-    except BaseException:
-        fresh.unlink(missing_ok=True)
-        raise
-    fresh.rename(path)
-    return True
+        file.write(text.encode())
 
 
-async def validate(path: Path, secrets: Mapping[str, Secret]) -> None:
-    """Have ExaBGP parse a file. Raises ConfigError."""
+async def validate(paths: Sequence[Path], secrets: Mapping[str, Secret]) -> None:
+    """Have one ExaBGP parse the files, each for itself. Raises ConfigError."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
-        *("-m", "exabgp", "validate", "--neighbor", "--route", str(path)),
+        *("-m", "exabgp", "validate", "--neighbor", "--route", *map(str, paths)),
         env={**os.environ, **ENVIRONMENT},
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,

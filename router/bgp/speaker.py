@@ -240,20 +240,19 @@ class Speaker:
         for session in config.sessions:
             export_of(session, connections[session.connection])
         self._run_dir.mkdir(mode=0o711, parents=True, exist_ok=True)
-        changed = set()
         passwords = {s.name: self._resolve(s.password) for s in config.sessions if s.password is not None}
         try:
-            for name, sessions in wanted.items():
-                text = exabgp.render(
+            texts = {
+                exabgp.config_path(name, self._run_dir): exabgp.render(
                     sessions, connections, passwords, exabgp.socket_path(name, self._run_dir)
                 )
-                path = exabgp.config_path(name, self._run_dir)
-                if await exabgp.install(text, path, user=self._user, secrets=passwords):
-                    changed.add(name)
+                for name, sessions in wanted.items()
+            }
+            changed = await exabgp.install(texts, user=self._user, secrets=passwords)
         finally:
             for password in passwords.values():
                 password.wipe()
-        return changed
+        return {name for name in wanted if exabgp.config_path(name, self._run_dir) in changed}
 
     async def _listen(self, name: str) -> None:
         path = exabgp.socket_path(name, self._run_dir)

@@ -85,20 +85,19 @@ def test_a_required_password_that_is_missing_is_refused(tmp_path):
 
 
 async def test_install_validates_first_and_replaces_by_rename(tmp_path):
-    """A refused text leaves the old file; an equal one is no change; mode 0600; no password in errors."""
-    path = tmp_path / "bgp-a.conf"
-    config = make_config(1, password=REF)
-    good = render(config, tmp_path)
+    """One refused text leaves all old files; an equal one is no change; mode 0600; no password in errors."""
+    one, two = tmp_path / "bgp-a.conf", tmp_path / "bgp-b.conf"
+    good = render(make_config(1, password=REF), tmp_path)
     secrets = {"prod/c1/ipv4": Secret(b"s3cret")}
-    assert await exabgp.install(good, path, user=None, secrets=secrets)
-    assert not await exabgp.install(good, path, user=None, secrets=secrets)
-    assert path.stat().st_mode & 0o777 == 0o600
+    assert await exabgp.install({one: good, two: good}, user=None, secrets=secrets) == {one, two}
+    assert not await exabgp.install({one: good, two: good}, user=None, secrets=secrets)
+    assert one.stat().st_mode & 0o777 == 0o600
     bad = good + 'neighbor oops { md5-password "s3cret"; }\n'
     with pytest.raises(ConfigError, match="ExaBGP refuses") as refused:
-        await exabgp.install(bad, path, user=None, secrets=secrets)
+        await exabgp.install({one: good + "# other\n", two: bad}, user=None, secrets=secrets)
     assert "s3cret" not in str(refused.value)
-    assert path.read_text() == good
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["bgp-a.conf"]
+    assert one.read_text() == two.read_text() == good
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["bgp-a.conf", "bgp-b.conf"]
 
 
 def test_the_command_line_holds_no_secret(tmp_path):
