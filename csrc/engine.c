@@ -11,7 +11,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/uio.h>
 #include <time.h>
@@ -29,7 +28,8 @@ _Static_assert((int)ENGINE_PACKET == (int)PORT_PACKET && (int)ENGINE_XDP_TX == (
 _Static_assert((int)PORT_BATCH <= (int)GRO_FRAMES, "a batch fits the table of gro");
 
 enum {
-    EVENTS = 32,           /* taken from epoll at once */
+    CHANNELS_MAX = 64,                                      /* of one engine */
+    SOURCES = 1 + CHANNELS_MAX * (2 + ENGINE_FEATURES_MAX), /* of one worker, at most */
     ROOM_WAIT_MS = 5,      /* one wait for a port that takes no more */
     ROOM_WAITS = 4,        /* then the rest of the batch is dropped */
     BURST_MIN = 256 << 10, /* octets: the bucket of a slow feature still holds super-segments */
@@ -65,10 +65,11 @@ static const char *const counter_names[] = {
 #undef COUNTER_NAME
 };
 
-/* What epoll gives back. */
+/* What a worker waits on. */
 struct source {
     struct channel *channel;
     struct feature *feature; /* NULL: the port */
+    unsigned index;          /* in the worker's lists */
 };
 
 struct feature {
@@ -88,7 +89,7 @@ struct feature {
 struct channel {
     struct engine *engine;
     struct worker *out_worker, *in_worker;
-    struct source port_source;
+    struct source port_source, xdp_source;
     struct port port;
     struct secy *out, *in;
     int encoding_an;
@@ -103,9 +104,11 @@ struct channel {
 struct worker {
     pthread_t thread;
     unsigned number;
-    int epoll;
-    int wake;                  /* eventfd, so that a request to park is seen at once */
-    struct feature *throttled; /* features whose bucket is empty */
+    int wake; /* eventfd, so that a request to park is seen at once */
+    unsigned count;
+    struct pollfd fds[SOURCES];
+    struct source *sources[SOURCES]; /* NULL for `wake` */
+    struct feature *throttled;       /* features whose bucket is empty */
     struct engine *engine;
     atomic_bool park;
     atomic_bool stop;
@@ -113,6 +116,7 @@ struct worker {
 };
 
 struct engine {
+    unsigned channels;
     pthread_mutex_t control; /* one control call at a time; never taken by a worker */
     unsigned count;
     struct worker workers[];
@@ -132,10 +136,28 @@ static uint64_t now_ns(void)
 
 /* ---- out ------------------------------------------------------------------------------------ */
 
-static void watch(struct worker *worker, int fd, struct source *source, uint32_t events, int op)
+/* Lists of what a worker waits on; only changed by itself or while it is parked. poll() and not
+ * epoll: an epoll set is called back for each packet that arrives while the worker is busy anyway,
+ * which costs more than looking at a few descriptors once a batch. */
+static void watch(struct worker *worker, int fd, struct source *source)
 {
-    struct epoll_event event = {.events = events, .data.ptr = source};
-    (void)epoll_ctl(worker->epoll, op, fd, &event);
+    source->index = worker->count++;
+    worker->sources[source->index] = source;
+    worker->fds[source->index] = (struct pollfd){.fd = fd, .events = POLLIN};
+}
+
+static void unwatch(struct worker *worker, const struct source *source)
+{
+    const unsigned last = --worker->count;
+    worker->sources[source->index] = worker->sources[last];
+    worker->fds[source->index] = worker->fds[last];
+    worker->sources[source->index]->index = source->index;
+}
+
+/* Stop or go on to look at a source: poll ignores negative descriptors. */
+static void look_at(struct worker *worker, const struct source *source, int fd, bool look)
+{
+    worker->fds[source->index].fd = look ? fd : -1;
 }
 
 /* Leave a TAP unread for a while, so that packets wait in the kernel's queueing discipline and not
@@ -145,7 +167,7 @@ static void throttle(struct worker *worker, struct feature *feature)
     feature->throttled = true;
     feature->next_throttled = worker->throttled;
     worker->throttled = feature;
-    watch(worker, feature->fd, &feature->source, 0, EPOLL_CTL_MOD);
+    look_at(worker, &feature->source, feature->fd, false);
 }
 
 static void release(struct worker *worker, struct feature *feature)
@@ -155,7 +177,7 @@ static void release(struct worker *worker, struct feature *feature)
         at = &(*at)->next_throttled;
     *at = feature->next_throttled;
     feature->throttled = false;
-    watch(worker, feature->fd, &feature->source, EPOLLIN, EPOLL_CTL_MOD);
+    look_at(worker, &feature->source, feature->fd, true);
 }
 
 /* Refill the bucket by the time that has passed; whether the feature may send. */
@@ -216,7 +238,7 @@ static bool read_packet(struct worker *worker, struct channel *channel, struct f
         const ssize_t got = read(feature->fd, channel->packet, sizeof channel->packet);
         if (got < 0) {
             if (errno != EAGAIN && errno != EINTR) /* somebody deleted the device */
-                watch(worker, feature->fd, &feature->source, 0, EPOLL_CTL_DEL);
+                look_at(worker, &feature->source, feature->fd, false);
             return false;
         }
         const size_t len = (size_t)got - sizeof hdr;
@@ -375,7 +397,7 @@ static void release_throttled(struct worker *worker)
 static void *run(void *argument)
 {
     struct worker *worker = argument;
-    struct epoll_event events[EVENTS];
+    bool busy = false;
 
     while (!atomic_load_explicit(&worker->stop, memory_order_acquire)) {
         if (atomic_load_explicit(&worker->park, memory_order_acquire)) {
@@ -386,13 +408,20 @@ static void *run(void *argument)
                 ;
             continue;
         }
-        const int n = epoll_wait(worker->epoll, events, EVENTS, worker->throttled ? 1 : -1);
+        const int timeout = busy ? 0 : worker->throttled ? 1 : -1;
+        const int ready = poll(worker->fds, worker->count, timeout);
         if (worker->throttled)
             release_throttled(worker);
-        for (int i = 0; i < n; i++) {
-            const struct source *source = events[i].data.ptr;
+        busy = false;
+        for (unsigned i = 0, left = ready > 0 ? (unsigned)ready : 0; left && i < worker->count;
+             i++) {
+            const struct source *source = worker->sources[i];
+            if (!worker->fds[i].revents)
+                continue;
+            left--;
             if (!source)
                 continue;
+            busy = true;
             if (source->feature)
                 channel_out(worker, source->channel, source->feature);
             else
@@ -443,11 +472,10 @@ static int worker_start(struct engine *engine, unsigned number, int pin)
 
     worker->engine = engine;
     worker->number = number;
-    worker->epoll = epoll_create1(EPOLL_CLOEXEC);
     worker->wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    if (worker->epoll < 0 || worker->wake < 0)
+    if (worker->wake < 0)
         return port_errno(errno);
-    watch(worker, worker->wake, NULL, EPOLLIN, EPOLL_CTL_ADD);
+    worker->fds[worker->count++] = (struct pollfd){.fd = worker->wake, .events = POLLIN};
     sem_init(&worker->parked, 0, 0);
     sem_init(&worker->go, 0, 0);
 
@@ -500,7 +528,6 @@ void engine_free(struct engine *engine)
         atomic_store_explicit(&worker->stop, true, memory_order_release);
         unpark(worker);
         pthread_join(worker->thread, NULL);
-        close(worker->epoll);
         close(worker->wake);
         sem_destroy(&worker->parked);
         sem_destroy(&worker->go);
@@ -531,13 +558,15 @@ int channel_new(struct engine *engine, const struct channel_config *config, cons
         config->secy.clear_tags || !config->secy.pop_vlan ||
         !memchr(config->device, 0, sizeof config->device))
         return ERR_ARGUMENT;
+    if (engine->channels == CHANNELS_MAX)
+        return ERR_ARGUMENT;
     struct channel *new = calloc(1, sizeof *new);
     if (!new)
         return ERR_MEMORY;
     new->engine = engine;
     new->out_worker = &engine->workers[config->out_worker];
     new->in_worker = &engine->workers[config->in_worker];
-    new->port_source = (struct source){.channel = new};
+    new->port_source = new->xdp_source = (struct source){.channel = new};
     new->encoding_an = -1;
     new->untagged = NO_FEATURE;
     memset(new->by_vid, NO_FEATURE, sizeof new->by_vid);
@@ -555,9 +584,12 @@ int channel_new(struct engine *engine, const struct channel_config *config, cons
         free(new);
         return error;
     }
-    watch(new->in_worker, new->port.rx_fd, &new->port_source, EPOLLIN, EPOLL_CTL_ADD);
+    channel_park(new);
+    watch(new->in_worker, new->port.rx_fd, &new->port_source);
     if (new->port.path == PORT_XDP)
-        watch(new->in_worker, port_xdp_fd(&new->port), &new->port_source, EPOLLIN, EPOLL_CTL_ADD);
+        watch(new->in_worker, port_xdp_fd(&new->port), &new->xdp_source);
+    engine->channels++;
+    channel_unpark(new);
     *channel = new;
     return 0;
 }
@@ -567,7 +599,8 @@ static void feature_end(struct channel *channel, unsigned i, bool keep)
     struct feature *feature = &channel->features[i];
     if (feature->throttled)
         release(channel->out_worker, feature);
-    tap_close(feature->fd, keep); /* leaves epoll by itself */
+    unwatch(channel->out_worker, &feature->source);
+    tap_close(feature->fd, keep);
     if (feature->vid == ENGINE_UNTAGGED)
         channel->untagged = channel->by_vid[0] = NO_FEATURE;
     else
@@ -583,9 +616,13 @@ void channel_free(struct channel *channel, int keep)
     for (unsigned i = 0; i < ENGINE_FEATURES_MAX; i++)
         if (channel->features[i].fd >= 0)
             feature_end(channel, i, keep != 0);
+    unwatch(channel->in_worker, &channel->port_source);
+    if (channel->port.path == PORT_XDP)
+        unwatch(channel->in_worker, &channel->xdp_source);
     port_close(&channel->port);
     secy_free(channel->out);
     secy_free(channel->in);
+    channel->engine->channels--;
     channel_unpark(channel);
     free(channel);
 }
@@ -648,7 +685,7 @@ int channel_feature_add(struct channel *channel, const char *device, unsigned vi
         channel->untagged = channel->by_vid[0] = (uint8_t)place;
     else
         channel->by_vid[vid] = (uint8_t)place;
-    watch(channel->out_worker, fd, &feature->source, EPOLLIN, EPOLL_CTL_ADD);
+    watch(channel->out_worker, fd, &feature->source);
     channel_unpark(channel);
     return (int)place;
 }

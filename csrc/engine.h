@@ -6,7 +6,7 @@
  *
  * A channel is an uplink port with a SecY; a feature is one VLAN on it, seen by the kernel as a
  * TAP. Each channel has two halves, out and in, and each half belongs to one worker: a worker is a
- * thread, meant for one core, that waits with epoll for the halves it was given. The two halves
+ * thread, meant for one core, that waits with poll for the halves it was given. The two halves
  * share nothing that changes: each has its own struct secy with its own SAs and counters, and the
  * sums are taken when somebody asks. Hence no lock and no shared cache line on a packet's way.
  *

@@ -148,5 +148,5 @@ uint64_t port_overruns(struct port *port)
     socklen_t size = sizeof stats;
     if (getsockopt(port->rx_fd, SOL_PACKET, PACKET_STATISTICS, &stats, &size) == 0)
         port->overruns += stats.tp_drops;
-    return port->overruns;
+    return port->overruns + (port->xdp ? port_xdp_overruns(port) : 0);
 }

@@ -103,6 +103,7 @@ int port_xdp_fd(const struct port *port);
 int port_xdp_open(struct port *port);
 void port_xdp_close(struct port *port);
 int64_t port_xdp_tx_begin(struct port *port);
+uint64_t port_xdp_overruns(const struct port *port);
 int port_xdp_send(struct port *port, const struct frame *frames, unsigned count);
 int port_xdp_receive(struct port *port, struct frame *frames);
 void port_xdp_release(struct port *port);

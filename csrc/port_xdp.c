@@ -48,8 +48,8 @@
 
 enum {
     CHUNK = 4096,
-    RING = 2048, /* descriptors; a power of two. All regions' frames fit */
-    RX_CHUNKS = 1024,
+    RING = 2048,       /* descriptors; a power of two. All regions' frames fit */
+    RX_CHUNKS = 2048,  /* what the fill ring holds */
     KICK_WAITS = 3,    /* ms for a device that takes nothing */
     RX_HEADROOM = 256, /* XDP_PACKET_HEADROOM: the kernel leaves it in front of each frame */
 };
@@ -390,6 +390,14 @@ int port_xdp_send(struct port *port, const struct frame *frames, unsigned count)
     }
     complete(xdp);
     return (int)i;
+}
+
+uint64_t port_xdp_overruns(const struct port *port)
+{
+    struct xdp_statistics stats = {0};
+    socklen_t size = sizeof stats;
+    (void)getsockopt(port->xdp->fd, SOL_XDP, XDP_STATISTICS, &stats, &size);
+    return stats.rx_dropped + stats.rx_ring_full;
 }
 
 /* ---- in ------------------------------------------------------------------------------------- */
