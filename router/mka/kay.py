@@ -136,8 +136,10 @@ class Handover:
     store it with message numbers some thousand ahead, and again before those are reached.
     """
 
-    key_ckn: bytes | None
-    """CKN that the key in use comes from."""
+    key_id: bytes
+    """Of the key in use, empty where there is none."""
+    key_ckn: bytes
+    """CKN that it comes from, empty where that is not known."""
     identities: tuple[Identity, ...]
 
 
@@ -288,7 +290,8 @@ class Kay:
         """What to store for a successor."""
         used = self._cp.in_use
         return Handover(
-            used.key.ckn if used is not None and used.key.ckn else None,
+            used.key.ki.pack() if used is not None else b"",
+            used.key.ckn if used is not None else b"",
             tuple(Identity(p.ckn, p.mi, p.mn, p.kn) for p in self._participants.values()),
         )
 
@@ -297,6 +300,8 @@ class Kay:
 
         With a handover we go on as the same members: peers notice nothing. Without, we are new ones
         whom the key server gives a new SAK; hostap does so only when it has forgotten the old ones.
+        The old identity is not resumed where peers may believe that it has a key that we cannot know:
+        in the middle of a rollover, or when the SAs are gone.
         Nothing is known of the keys but their ids, so they are never installed again. If no peer is
         live within the MKA Life Time they go, as they would have without it.
         """
@@ -311,13 +316,14 @@ class Kay:
                     self._cp.delete_stray(sa.an, (channel.sci,), transmit=False)
                 self._remember(KeyIdentifier.unpack(sa.key_id))
         if used is None:
-            return  # and no identity is resumed: peers believe that it has a key
+            return
         members = {self.config.sci: used.ssci}
         members |= {c.sci: sa.ssci for c in state.receive for sa in c.sas if sa.an == used.an}
         ki = KeyIdentifier.unpack(used.key_id)
+        alone = len(state.transmit) == 1 and all(len(c.sas) == 1 for c in state.receive)
         ckn = b""
-        if handover is not None:
-            ckn = handover.key_ckn or b""
+        if handover is not None and alone:
+            ckn = handover.key_ckn if handover.key_id == used.key_id else b""
             self._resume = {identity.ckn: identity for identity in handover.identities}
         self._cp.adopt(
             Sak(
@@ -359,6 +365,8 @@ class Kay:
                 self._drop(error)
         if pdu.sak_use is not None:
             self._used(participant, peer, pdu.sak_use, pdu.xpn)
+        if self._made_ki is not None and participant is self._principal:
+            self._count_receiving(peer, pdu.sak_use)
 
     def _drop(self, error: MkpduError) -> None:
         self.drops[error.reason] += 1
@@ -502,12 +510,15 @@ class Kay:
             ):
                 self._lpn_told[place] = lpn
                 self._outputs.append(UpdateReceivePn(self._cp.next_id(), peer.sci, ours.key.an, lpn))
-        if self._made_ki is not None and participant is self._principal:
-            if peer.receives(self._made_ki):
-                self._receiving_once.add(peer.mi)
-                self._uses_missing.pop(peer.mi, None)
-            elif peer.mi in self._receiving_once:
-                self._uses_missing[peer.mi] += 1
+
+    def _count_receiving(self, peer: Peer, use: SakUse | None) -> None:
+        """As key server, note who has the key that we distribute, and who had it and says so no more."""
+        assert self._made_ki is not None
+        if use is not None and peer.receives(self._made_ki):
+            self._receiving_once.add(peer.mi)
+            self._uses_missing.pop(peer.mi, None)
+        elif peer.mi in self._receiving_once:
+            self._uses_missing[peer.mi] += 1
 
     def _claim_adopted(self, slot: Slot, participant: Participant) -> None:
         """A peer uses the key that we adopted: we know its CA by that."""
