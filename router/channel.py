@@ -69,6 +69,10 @@ class MacsecFacts:
     in_ok: int
     in_not_valid: int
     """Frames that failed validation since one last passed."""
+    keys_reason: str = ""
+    """What key agreement says about why there is no key; empty where it says nothing."""
+    unprotected: bool = False
+    """should-secure, and frames pass in clear now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +95,7 @@ def judge(facts: ChannelFacts) -> tuple[Verdict, str]:
         return Verdict.DISABLED, "disabled by configuration"
     for problem in _down(facts):
         return Verdict.DOWN, problem
-    problems = list(_degraded(facts.features))
+    problems = [*_insecure(facts.macsec), *_degraded(facts.features)]
     if not problems:
         return Verdict.UP, ""
     sessions = [session for feature in facts.features for session in feature.sessions]
@@ -109,10 +113,10 @@ def _down(facts: ChannelFacts) -> Iterator[str]:
     macsec = facts.macsec
     if not macsec.present:
         yield "the MACsec device is missing"
-    if not macsec.operational:
-        yield "MACsec: no active transmit SA (no key installed)"
-    if not macsec.receiving:
-        yield "MACsec: no active receive SA (no key installed)"
+    if not macsec.operational and not macsec.unprotected:
+        yield f"MACsec: no active transmit SA ({macsec.keys_reason or 'no key installed'})"
+    if not macsec.receiving and not macsec.unprotected:
+        yield f"MACsec: no active receive SA ({macsec.keys_reason or 'no key installed'})"
     if macsec.in_not_valid >= NOT_VALID_SUSPECT:
         yield (
             f"MACsec: {macsec.in_not_valid} frames failed validation and none passed: "
@@ -123,6 +127,11 @@ def _down(facts: ChannelFacts) -> Iterator[str]:
             yield f"VLAN device {feature.device} is missing"
         if not feature.up:
             yield f"VLAN device {feature.device} is down"
+
+
+def _insecure(macsec: MacsecFacts) -> Iterator[str]:
+    if macsec.unprotected:
+        yield "UNPROTECTED: should-secure, and the far end has no key of ours: FRAMES PASS IN CLEAR"
 
 
 def _degraded(features: Sequence[FeatureFacts]) -> Iterator[str]:

@@ -9,7 +9,14 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from router.api.types import ChannelKeys, KeyInUse, KeyOnChain, MkaParticipant, MkaPeer, UnknownCkn
+from router.api.types import (
+    ChannelKeys,
+    KeyInUse,
+    KeyOnChain,
+    MkaParticipant,
+    MkaPeer,
+    UnknownCkn,
+)
 from router.config.effective import Channel, MacsecMode
 from router.config.keys import Chain
 from router.mka.events import PortState

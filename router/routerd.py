@@ -20,18 +20,20 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
 from router import __version__, log  # log first: it keeps rich out of structlog
 from router.accepted import accept, accepted_path, load_accepted
+from router.api.keyd import ask_async, summary
 from router.api.server import serve
 from router.api.types import (
     ChannelStatus,
     CheckResult,
     FeatureStatus,
     FindingStatus,
+    KeysSummary,
     MacsecStatus,
     MtuStatus,
     NeighbourStatus,
@@ -53,11 +55,11 @@ from router.channel import ChannelFacts, FeatureFacts, MacsecFacts, SessionFacts
 from router.config.effective import Channel, EffectiveConfig, Feature
 from router.config.findings import ConfigErrors, Finding
 from router.config.secrets import check_secrets, resolve_password
-from router.errors import ConfigError, KernelError
+from router.errors import ConfigError, ControlError, KernelError
 from router.fib import Fib
 from router.fib_ops import FibOp, GroupReplace, NexthopDelete, NexthopReplace, RouteDelete, RouteReplace
 from router.kernel.netlink import NetlinkKernel
-from router.model import Nexthop, Prefix, pack_address, show_address
+from router.model import CipherSuite, Nexthop, Prefix, pack_address, show_address
 from router.monitor.probes import MtuProber, MtuResult
 from router.monitor.probes import Path as ProbePath
 from router.reconcile.desired import desired_state
@@ -79,6 +81,7 @@ RESYNC_PAUSE_S: Final = 0.05
 DRAIN_S: Final = 2.0
 """A session that a reload removes is first withdrawn and taken out of the groups this long."""
 CHILDREN_RETRY_S: Final = 1.0
+KEYD_TIMEOUT_S: Final = 1.0
 
 
 @dataclass(slots=True)
@@ -90,6 +93,8 @@ class _Facts:
     up: dict[str, bool] = field(default_factory=dict)
     secys: dict[str, SecyState | None] = field(default_factory=dict)
     neighbours: dict[str, Sequence[Neighbour]] = field(default_factory=dict)
+    keys: dict[str, KeysSummary] = field(default_factory=dict)
+    """By channel; one that is missing has static keys, or the key daemon does not answer."""
 
 
 class Daemon:
@@ -117,6 +122,8 @@ class Daemon:
         self._reload_lock = asyncio.Lock()
         self._flaps: dict[str, int] = {}
         self._stop = asyncio.Event()
+        self._suites: dict[str, CipherSuite] = {}
+        """Agreed upon with the peers, by channel, where a configuration takes several."""
 
     # Running
 
@@ -127,7 +134,8 @@ class Daemon:
         observed = await self._kernel.observe_fib()
         self._fib.adopt(observed.nexthops, observed.groups, observed.routes)
         self._log.info("routerd.adopted", routes=len(observed.routes), groups=len(observed.groups))
-        self._reconciler.set_desired(desired_state(self._config))
+        await self._keep_suites()
+        self._reconciler.set_desired(desired_state(self._with_suites(self._config)))
         self._prober.set_paths(_probe_paths(self._config))
         api = await serve(self, self._run_dir / "control.sock")
         stopper = asyncio.create_task(self._stop.wait())
@@ -330,7 +338,7 @@ class Daemon:
                     self._speaker.set_silent(session.name, silent=False)
         self._config = config
         await self._want_children()
-        self._reconciler.set_desired(desired_state(config))
+        self._reconciler.set_desired(desired_state(self._with_suites(config)))
         self._prober.set_paths(_probe_paths(config))
         self._verdicts.forget([channel.id for channel in config.channels])
         self._facts = _Facts()
@@ -387,6 +395,7 @@ class Daemon:
                 with suppress(KernelError):
                     if feature.device in links:
                         facts.neighbours[feature.device] = await self._kernel.neighbours(feature.device)
+            await self._ask_keyd(facts)
             facts.at = time.monotonic()
             self._facts = facts
             reports = {r.rib.name: r for r in self._speaker.status().sessions}
@@ -403,6 +412,46 @@ class Daemon:
                     )
             return facts
 
+    async def _ask_keyd(self, facts: _Facts) -> None:
+        """Take what the key daemon says, and have a device made anew that needs another suite."""
+        with suppress(ControlError, KeyError, TypeError):
+            answer = await ask_async(self._run_dir, KEYD_TIMEOUT_S, verb="status")
+            suites = {}
+            for name, keys in answer["channels"].items():
+                if keys["kind"] == "mka":
+                    facts.keys[name] = summary(keys)
+                    if keys["wanted_suite"]:
+                        suites[name] = CipherSuite.parse(keys["wanted_suite"])
+            self._want_suites(suites)
+
+    async def _keep_suites(self) -> None:
+        """Take the suites of the devices that are there: our restart must not make them anew."""
+        for channel in self._config.channels:
+            if len(channel.macsec.suites) > 1:
+                with suppress(KernelError):
+                    state = await self._kernel.secy(channel.macsec_device).observe()
+                    self._suites[channel.id] = state.suite
+
+    def _want_suites(self, suites: Mapping[str, CipherSuite]) -> None:
+        """Remember which suites were agreed upon, and desire devices that have them."""
+        changed = {name: suite for name, suite in suites.items() if self._suites.get(name) is not suite}
+        if changed:
+            self._suites |= changed
+            self._log.warning("secy.rebuilt_for_suite", suites={n: str(s) for n, s in changed.items()})
+            self._reconciler.set_desired(desired_state(self._with_suites(self._config)))
+
+    def _with_suites(self, config: EffectiveConfig) -> EffectiveConfig:
+        """Return the configuration with the suites that were agreed upon, where they are acceptable."""
+        channels = []
+        for channel in config.channels:
+            suite = self._suites.get(channel.id)
+            if suite in channel.macsec.suites and channel.macsec.static is None:
+                assert suite is not None
+                channels.append(replace(channel, macsec=replace(channel.macsec, suite=suite)))
+            else:
+                channels.append(channel)
+        return replace(config, channels=tuple(channels))
+
     async def _secy(self, device: str, links: Mapping[str, Any]) -> SecyState | None:
         if device not in links:
             return None
@@ -415,6 +464,7 @@ class Daemon:
         self, channel: Channel, facts: _Facts, reports: Mapping[str, SessionReport]
     ) -> ChannelFacts:
         secy = facts.secys.get(channel.macsec_device)
+        keys = facts.keys.get(channel.id)
         features = tuple(
             FeatureFacts(
                 connection=feature.connection,
@@ -442,6 +492,8 @@ class Daemon:
                 receiving=_receiving(secy),
                 in_ok=secy.counters.in_pkts_ok if secy else 0,
                 in_not_valid=self._not_valid(channel.macsec_device, secy),
+                keys_reason=keys.reason if keys else "",
+                unprotected=keys is not None and keys.port == "unprotected",
             ),
             features=features,
         )
@@ -544,7 +596,9 @@ class Daemon:
             port=channel.port,
             carrier=facts.carrier.get(channel.port, False),
             guarded=guard in self._reconciler.observed.objects and guard not in self._reconciler.errors,
-            macsec=_macsec_status(channel, facts.secys.get(channel.macsec_device)),
+            macsec=_macsec_status(
+                channel, facts.secys.get(channel.macsec_device), facts.keys.get(channel.id)
+            ),
             connections=[
                 _feature_status(feature, facts, reports, proofs) for feature, _ in self._features(channel)
             ],
@@ -647,7 +701,7 @@ def _receiving(secy: SecyState | None) -> bool:
     return secy is not None and any(sa.active for sc in secy.receive if sc.active for sa in sc.sas)
 
 
-def _macsec_status(channel: Channel, secy: SecyState | None) -> MacsecStatus:
+def _macsec_status(channel: Channel, secy: SecyState | None, keys: KeysSummary | None) -> MacsecStatus:
     transmit = next((sa for sa in secy.transmit if sa.an == secy.encoding_an), None) if secy else None
     receive = next((sa for sc in secy.receive for sa in sc.sas if sa.active), None) if secy else None
     counters = secy.counters if secy else None
@@ -656,7 +710,8 @@ def _macsec_status(channel: Channel, secy: SecyState | None) -> MacsecStatus:
         secy="kernel",
         mode=channel.macsec.mode.value,
         suite=str(secy.suite if secy else channel.macsec.suite),
-        keys="static" if channel.macsec.static else "none",
+        keys="static" if channel.macsec.static else "mka",
+        agreement=keys,
         operational=secy is not None and secy.operational,
         receiving=_receiving(secy),
         sci=str(secy.sci) if secy else None,

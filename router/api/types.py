@@ -187,6 +187,26 @@ class ChannelKeys:
 
 
 @dataclass(frozen=True, slots=True)
+class KeysSummary:
+    """The state of a channel's key agreement in short; `lastmile keys explain` has all of it."""
+
+    port: str
+    """`closed`, `secured` or `unprotected` (should-secure: frames pass in clear)."""
+    reason: str
+    fail_open: bool
+    key_server: str | None
+    ckn: str | None
+    """Of the key that the SAK in use comes from."""
+    peers_live: int
+    age_s: float | None
+    """Of the SAK in use."""
+    exhaustion_s: int | None
+    expiry: str
+    """Warning that the key chain runs out; empty where it does not soon."""
+    problems: list[str]
+
+
+@dataclass(frozen=True, slots=True)
 class MacsecStatus:
     """The channel's SecY."""
 
@@ -210,6 +230,8 @@ class MacsecStatus:
     in_pkts_not_valid: int
     in_pkts_late: int
     in_pkts_no_tag: int
+    agreement: KeysSummary | None = None
+    """Null with static keys, or while the key daemon does not answer."""
 
 
 @dataclass(frozen=True, slots=True)

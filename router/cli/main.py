@@ -327,8 +327,9 @@ def routes(
 
 def main() -> None:
     """Entry point: our errors are sentences; a pipe that closes or Ctrl-C is no traceback."""
-    from router.cli import lab
+    from router.cli import keys, lab
 
+    app.add_typer(keys.app, name="keys")
     app.add_typer(lab.app, name="lab")
     try:
         app()

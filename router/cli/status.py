@@ -45,6 +45,9 @@ def _mtu(channel: dict[str, Any]) -> str:
 
 
 def _macsec(macsec: dict[str, Any]) -> str:
+    agreement = macsec.get("agreement")
+    if agreement and agreement["port"] == "unprotected":
+        return "IN CLEAR"
     if not macsec["operational"] or not macsec["receiving"]:
         return "no key"
     return f"{macsec['suite'].removeprefix('gcm-aes-')} {macsec['keys']}"
@@ -96,6 +99,16 @@ def print_status(data: dict[str, Any], *, verbose: bool) -> None:
                 channel["reason"],
             )
         console.print(table)
+    for channel in data["channels"]:
+        agreement = channel["macsec"].get("agreement") or {}
+        for warning in filter(None, [agreement.get("expiry"), *agreement.get("problems", ())]):
+            console.print(Text(f"warning: keys of {channel['name']}: {warning}", style="yellow"))
+        if agreement.get("fail_open"):
+            console.print(
+                Text(
+                    f"warning: {channel['name']} is SHOULD-SECURE: frames may pass IN CLEAR", style="bold red"
+                )
+            )
     for error in data["errors"]:
         console.print(
             Text(f"error: {error['object']}: {error['reason']} (for {ago(error['since'], now)})", style="red")
@@ -131,6 +144,14 @@ def _print_channel(console: Console, channel: dict[str, Any], now: float) -> Non
         f"    tx an {macsec['transmit_an']} pn {macsec['transmit_pn']}  rx an {macsec['receive_an']} "
         f"pn {macsec['receive_pn']}  key {macsec['key_id'] or '-'}"
     )
+    if agreement := macsec.get("agreement"):
+        age = "-" if agreement["age_s"] is None else f"{agreement['age_s']:.0f} s"
+        console.print(
+            f"    mka {agreement['port']}  key server {agreement['key_server'] or '-'}  live peers "
+            f"{agreement['peers_live']}  ckn {agreement['ckn'] or '-'}  sak age {age}"
+        )
+        if agreement["reason"]:
+            console.print(f"      {agreement['reason']}")
     console.print(
         f"    out encrypted {macsec['out_pkts_encrypted']}  in ok {macsec['in_pkts_ok']}  "
         f"not valid {macsec['in_pkts_not_valid']}  late {macsec['in_pkts_late']}  no tag {macsec['in_pkts_no_tag']}"
