@@ -85,9 +85,7 @@ static inline bool replay_commit(struct replay *replay, uint64_t pn)
         return false;
     const uint64_t bit = pn & replay->mask;
     if (pn > replay->highest) {
-        if (pn == replay->highest + 1)
-            replay->bitmap[bit / 64] &= ~(UINT64_C(1) << bit % 64);
-        else
+        if (pn != replay->highest + 1) /* else its bit is set below, whatever it was */
             replay_advance(replay, pn);
         replay->highest = pn;
     }

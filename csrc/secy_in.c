@@ -12,13 +12,28 @@ struct pending {
     uint8_t clear[SECY_CLEAR_TAGS_MAX * VLAN_SIZE];
 };
 
-/* Frames in a row under one SA. */
+/* Frames in a row under one SA. Most frames look like the one before them: an explicit SCI, no
+ * short length, the same TCI and AN. `likeness` holds what is equal then, so that one comparison
+ * stands for reading the SecTAG and finding SC and SA. */
 struct run {
     struct secy_rx_sa *sa;
     unsigned count;
+    bool alike; /* likeness is set, and is of `sa` */
+    struct likeness {
+        uint32_t head; /* EtherType, TCI and AN, SL: as they stand in the frame */
+        uint64_t sci;
+    } likeness;
     struct gcm_op ops[SECY_CHUNK];
     struct pending pending[SECY_CHUNK];
 };
+
+static inline struct likeness likeness(const uint8_t *start)
+{
+    struct likeness likeness;
+    memcpy(&likeness.head, start + SECTAG_AT, sizeof likeness.head);
+    memcpy(&likeness.sci, start + SECTAG_AT + SECTAG_SIZE, sizeof likeness.sci);
+    return likeness;
+}
 
 /* Step 6: take the SecTAG off, then the VLAN tag where that is asked for. */
 static inline void decapsulate(const struct secy *secy, uint8_t *arena, struct pending *p)
@@ -27,16 +42,17 @@ static inline void decapsulate(const struct secy *secy, uint8_t *arena, struct p
     uint8_t *const from = arena + frame->at;
     uint8_t *type = from + p->data_at;
     uint32_t data_len = p->data_len;
+    uint16_t vlan = FRAME_NO_VLAN;
 
-    frame->vlan = FRAME_NO_VLAN;
     if (secy->config.pop_vlan && data_len >= VLAN_SIZE + 2 && wire_get16(type) == VLAN_TPID) {
-        frame->vlan = wire_get16(type + 2);
+        vlan = wire_get16(type + 2);
         type += VLAN_SIZE;
         data_len -= VLAN_SIZE;
     }
     wire_move_addresses(type - SECTAG_AT, from);
     frame->at = (uint32_t)(type - SECTAG_AT - arena);
     frame->len = SECTAG_AT + data_len;
+    frame->vlan = vlan;
     if (p->clear_count)
         secy_tags_lower(arena, frame, p->clear_count, p->clear);
 }
@@ -75,42 +91,70 @@ static struct secy_rx_sc *find_sc(struct secy *secy, const uint8_t *frame, const
 /* Steps 4 to 7 for the frames gathered so far. */
 static void flush(struct secy *secy, uint8_t *arena, struct run *run)
 {
-    struct secy_rx_sa *sa = run->sa;
     uint64_t validated = 0, decrypted = 0, ok = 0;
 
     if (run->count == 0)
         return;
-    gcm_open(&sa->key, run->ops, run->count);
+    gcm_open(&run->sa->key, run->ops, run->count);
+    struct replay replay = run->sa->replay; /* in registers: frames cannot alias it */
     for (unsigned k = 0; k < run->count; k++) {
         struct pending *p = &run->pending[k];
         if (!run->ops[k].ok) {
-            const bool drop = secy->config.validate == SECY_STRICT || p->changed;
-            end(secy, arena, p, drop ? VERDICT_IN_NOT_VALID : VERDICT_IN_INVALID);
+            /* The window may have moved since the check: late comes before not valid. */
+            if (secy->config.replay_protect && !replay_check(&replay, p->pn))
+                end(secy, arena, p, VERDICT_IN_LATE);
+            else if (secy->config.validate == SECY_STRICT || p->changed)
+                end(secy, arena, p, VERDICT_IN_NOT_VALID);
+            else
+                end(secy, arena, p, VERDICT_IN_INVALID);
             continue;
         }
-        if (!replay_commit(&sa->replay, p->pn)) {
-            if (secy->config.replay_protect) {
-                end(secy, arena, p, VERDICT_IN_LATE);
-                continue;
-            }
-            if (p->pn < replay_lowest(&sa->replay)) {
-                *(p->changed ? &decrypted : &validated) += p->data_len;
-                end(secy, arena, p, VERDICT_IN_DELAYED);
-                continue;
-            }
+        const bool fresh = replay_commit(&replay, p->pn);
+        if (!fresh && secy->config.replay_protect) {
+            end(secy, arena, p, VERDICT_IN_LATE);
+            continue;
         }
         *(p->changed ? &decrypted : &validated) += p->data_len;
+        if (!fresh && p->pn < replay_lowest(&replay)) {
+            end(secy, arena, p, VERDICT_IN_DELAYED);
+            continue;
+        }
         p->frame->verdict = VERDICT_IN_OK;
         decapsulate(secy, arena, p);
         ok++;
     }
+    run->sa->replay = replay;
     secy_count(&secy->packets[VERDICT_IN_OK], ok);
     secy_count(&secy->octets[OCTETS_IN_VALIDATED], validated);
     secy_count(&secy->octets[OCTETS_IN_DECRYPTED], decrypted);
     run->count = 0;
 }
 
-/* Steps 1 to 3; a frame that passes them joins the run. */
+/* Step 3, then the frame joins the run. */
+static inline void join(struct secy *secy, uint8_t *arena, struct run *run, struct pending *p,
+                        uint32_t pn_low)
+{
+    const struct replay *replay = &run->sa->replay;
+
+    p->pn = secy->xpn ? pn_recover(pn_low, replay_lowest(replay)) : pn_low;
+    if (secy->config.replay_protect && !replay_check(replay, p->pn)) {
+        end(secy, arena, p, VERDICT_IN_LATE);
+        return;
+    }
+    uint32_t readable = p->changed ? secy->config.conf_offset : p->data_len;
+    if (readable > p->data_len)
+        readable = p->data_len;
+    uint8_t *const start = arena + p->frame->at;
+    struct gcm_op *op = &run->ops[run->count++];
+    op->aad = start;
+    op->aad_len = p->data_at + readable;
+    op->data = start + op->aad_len;
+    op->data_len = p->data_len - readable;
+    op->tag = op->data + op->data_len;
+    gcm_iv(op->iv, &run->sa->iv, p->pn);
+}
+
+/* Steps 1 and 2 for any frame. */
 static void admit(struct secy *secy, uint8_t *arena, struct frame *frame, struct run *run)
 {
     const struct secy_config *config = &secy->config;
@@ -159,31 +203,40 @@ static void admit(struct secy *secy, uint8_t *arena, struct frame *frame, struct
         end(secy, arena, p, VERDICT_IN_UNCHECKED);
         return;
     }
-    if (sa != run->sa && run->count > 0) {
+    if (sa != run->sa) {
         const struct pending carried = *p;
         flush(secy, arena, run);
         p = &run->pending[0];
         *p = carried;
+        run->sa = sa;
     }
-    run->sa = sa;
+    run->alike = tag.sci && start[SECTAG_AT + 3] == 0 && p->changed;
+    if (run->alike)
+        run->likeness = likeness(start);
+    join(secy, arena, run, p, tag.pn_low);
+}
 
-    p->pn = secy->xpn ? pn_recover(tag.pn_low, replay_lowest(&sa->replay)) : tag.pn_low;
-    if (config->replay_protect && !replay_check(&sa->replay, p->pn)) {
-        end(secy, arena, p, VERDICT_IN_LATE);
-        return;
-    }
+/* Steps 1 and 2 for a frame that looks like the one before it; false if it does not. */
+static inline bool admit_alike(struct secy *secy, uint8_t *arena, struct frame *frame,
+                               struct run *run)
+{
+    enum { DATA_AT = SECTAG_AT + SECTAG_SIZE_MAX };
+    const uint8_t *const start = arena + frame->at;
 
-    const uint32_t readable = !p->changed                         ? p->data_len
-                              : config->conf_offset < p->data_len ? config->conf_offset
-                                                                  : p->data_len;
-    uint8_t *const at = arena + frame->at;
-    struct gcm_op *op = &run->ops[run->count++];
-    op->aad = at;
-    op->aad_len = p->data_at + readable;
-    op->data = at + op->aad_len;
-    op->data_len = p->data_len - readable;
-    op->tag = op->data + op->data_len;
-    gcm_iv(op->iv, &sa->iv, p->pn);
+    if (!run->alike || frame->len < DATA_AT + SECTAG_SHORT_MAX + 1 + SECTAG_ICV_SIZE)
+        return false;
+    const struct likeness seen = likeness(start);
+    const uint32_t pn_low = wire_get32(start + SECTAG_AT + 4);
+    if (seen.head != run->likeness.head || seen.sci != run->likeness.sci || pn_low == 0)
+        return false;
+    struct pending *p = &run->pending[run->count];
+    p->frame = frame;
+    p->data_at = DATA_AT;
+    p->data_len = frame->len - DATA_AT - SECTAG_ICV_SIZE;
+    p->changed = true;
+    p->clear_count = 0;
+    join(secy, arena, run, p, pn_low);
+    return true;
 }
 
 void secy_validate(struct secy *secy, uint8_t *arena, struct frame *frames, size_t count)
@@ -192,8 +245,10 @@ void secy_validate(struct secy *secy, uint8_t *arena, struct frame *frames, size
 
     run.sa = NULL;
     run.count = 0;
+    run.alike = false;
     for (size_t i = 0; i < count; i++) {
-        admit(secy, arena, &frames[i], &run);
+        if (!admit_alike(secy, arena, &frames[i], &run))
+            admit(secy, arena, &frames[i], &run);
         if (run.count == SECY_CHUNK)
             flush(secy, arena, &run);
     }
