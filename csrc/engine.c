@@ -672,7 +672,7 @@ int channel_feature_add(struct channel *channel, const char *device, unsigned vi
     struct feature *feature = &channel->features[place];
     channel_park(channel);
     *feature = (struct feature){
-        .source = {channel, feature},
+        .source = {.channel = channel, .feature = feature},
         .fd = fd,
         .vid = (uint16_t)vid,
         .uso = uso,
@@ -862,6 +862,11 @@ uint64_t feature_counter(const struct channel *channel, unsigned feature, unsign
     if (!has_feature(channel, feature) || i >= 4)
         return 0;
     return __atomic_load_n(&channel->features[feature].counters[i], __ATOMIC_RELAXED);
+}
+
+int engine_measure(unsigned path, uint64_t *ns)
+{
+    return path > ENGINE_XDP ? ERR_ARGUMENT : port_measure((enum port_path)path, ns);
 }
 
 int device_carrier(const char *device)

@@ -418,20 +418,19 @@ int port_xdp_receive(struct port *port, struct frame *frames)
         if (xdp->taken_count + parts > sizeof xdp->taken / sizeof xdp->taken[0])
             break;
         const struct xdp_desc *first = desc(&xdp->rx, i);
-        struct frame frame = {.at = (uint32_t)first->addr, .len = first->len};
-        if (parts > 1) {
+        struct frame frame = {.at = (uint32_t)first->addr};
+        if (parts > 1)
             frame.at = port->rx_slots + (uint32_t)n * port->rx_slot + SECY_HEADROOM;
-            frame.len = 0;
-        }
         bool fits = true;
         for (uint32_t k = 0; k < parts; k++) {
             const struct xdp_desc *part = desc(&xdp->rx, i + k);
             xdp->taken[xdp->taken_count++] = part->addr / CHUNK * CHUNK;
-            fits = fits && frame.len + part->len <= port->frame_max;
-            if (parts > 1 && fits) {
+            fits = fits && part->len <= port->frame_max - frame.len;
+            if (!fits)
+                continue;
+            if (parts > 1)
                 memcpy(xdp->umem + frame.at + frame.len, xdp->umem + part->addr, part->len);
-                frame.len += part->len;
-            }
+            frame.len += part->len;
         }
         i += parts;
         if (fits)

@@ -84,9 +84,20 @@ def device_mac(device: str) -> MacAddress:
     return MacAddress(bytes(octets))
 
 
-def choose_path(asked: str) -> Path:
-    """Return the path to use: the one asked for, or for `auto` the fastest on this machine."""
-    return Path.PACKET if asked == "auto" else Path(asked)
+def measure_paths() -> dict[Path, int]:
+    """Measure what a frame costs on each path on this machine: CPU time in ns, the cheapest first.
+
+    A path that does not work here is not in the result. Takes some 100 ms.
+    """
+    costs: dict[Path, int] = {}
+    for path in Path:
+        ns = ffi.new("uint64_t *")
+        try:
+            check(lib.engine_measure(path.number, ns))
+        except DataplaneError:
+            continue
+        costs[path] = int(ns[0])
+    return dict(sorted(costs.items(), key=lambda item: item[1]))
 
 
 def _names(name_of: Callable[[int], Any]) -> tuple[str, ...]:

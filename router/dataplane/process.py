@@ -35,7 +35,7 @@ import socket
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -114,6 +114,8 @@ class Dataplane:
         self._running: dict[str, RunningChannel] = {}
         self._errors: dict[str, str] = {}
         """By name of a channel or feature: why it is not as wanted."""
+        self._costs: dict[native.Path, int] | None = None
+        """ns per frame by path, once measured; the cheapest first."""
         self._spent: dict[tuple[str, bytes], int] = {}
         """By channel and key id: the least PN that was never sent under this key."""
 
@@ -193,7 +195,6 @@ class Dataplane:
     def _open(self, wanted: WantedChannel, ifindex: int) -> RunningChannel:
         sci = Sci(native.device_mac(wanted.device), wanted.sci_port)
         out_worker, in_worker = self._idle_workers()
-        path = native.choose_path(wanted.path)
         policy = ChannelPolicy(
             device=wanted.device,
             sci=sci,
@@ -201,11 +202,10 @@ class Dataplane:
             port_mtu=wanted.port_mtu,
             replay_window=wanted.replay_window,
             include_sci=wanted.include_sci,
-            path=path,
             out_worker=out_worker,
             in_worker=in_worker,
         )
-        channel = self._engine.open_channel(policy)
+        channel = self._open_fastest(policy) if wanted.path == "auto" else self._open_on(policy, wanted.path)
         running = RunningChannel(wanted, channel, ifindex)
         self._running[wanted.name] = running
         self._log.info(
@@ -221,6 +221,30 @@ class Dataplane:
         if channel.note:
             self._log.warning("cipher.backend", note=channel.note)
         return running
+
+    def _open_on(self, policy: ChannelPolicy, path: str) -> Channel:
+        try:
+            return self._engine.open_channel(replace(policy, path=native.Path(path)))
+        except ValueError:
+            ways = ", ".join(way.value for way in native.Path)
+            raise _refuse(f"path {path!r} is none of auto, {ways}", errno.EINVAL) from None
+
+    def _open_fastest(self, policy: ChannelPolicy) -> Channel:
+        """Zero-copy where the driver has it; else the path that costs least on this machine."""
+        try:
+            channel = self._engine.open_channel(replace(policy, path=native.Path.XDP))
+            if channel.zero_copy:
+                return channel
+            channel.close(keep=True)
+        except DataplaneError:
+            pass  # no AF_XDP on this device
+        if self._costs is None:
+            self._costs = native.measure_paths()
+            self._log.info("paths.measured", ns={path.value: ns for path, ns in self._costs.items()})
+        for path in self._costs:
+            with suppress(DataplaneError):
+                return self._engine.open_channel(replace(policy, path=path))
+        return self._engine.open_channel(policy)
 
     def _idle_workers(self) -> tuple[int, int]:
         """Choose the two workers with the fewest halves: two different ones where there are two."""
@@ -384,6 +408,7 @@ class Dataplane:
         """Everything, with counters."""
         return {
             "workers": self._engine.workers,
+            "path_costs_ns": {path.value: ns for path, ns in (self._costs or {}).items()},
             "channels": {c.name: self._channel_status(c) for c in self._wanted},
         }
 
