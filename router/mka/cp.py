@@ -517,6 +517,8 @@ class Cp:
         for sci in slot.key.members:
             if sci != self._sci:
                 self._persist(DeleteReceiveSa(self.next_id(), sci, an))
+        if not slot.awaiting:  # else an operation that still needs it may be on its way
+            slot.key.sak.wipe()
 
     def delete_stray(self, an: int, scis: tuple[Sci, ...], *, transmit: bool) -> None:
         """Remove SAs found in the SecY that no key of ours explains."""

@@ -251,11 +251,16 @@ class Kay:
         self._settle(now)
 
     def set_keys(self, keys: Iterable[KeyEntry], now: float) -> None:
-        """Run one participant per key, the preferred (newest) first; those not named end."""
+        """Run one participant per key, the preferred (newest) first; those not named end.
+
+        A CKN that comes with another CAK is another key.
+        """
         former, self._participants = self._participants, {}
         for key in keys:
-            participant = former.pop(key.ckn, None)
-            if participant is None:
+            participant = former.get(key.ckn)
+            if participant is not None and participant.cak.is_of(key.cak):
+                del former[key.ckn]
+            else:
                 participant = Participant(
                     cak=Cak(key.ckn, key.cak),
                     sci=self.config.sci,
@@ -595,7 +600,7 @@ class Kay:
     def _connect(self, now: float) -> Connect:
         if any(participant.live for participant in self._participants.values()):
             return Connect.AUTHENTICATED if self._plain_chosen else Connect.SECURE
-        self._plain_chosen = False
+        self._plain_chosen, self._refusal = False, ""
         if self._adopted_until is not None and now < self._adopted_until:
             return Connect.SECURE
         return Connect.PENDING if self.config.must_secure else Connect.UNAUTHENTICATED
@@ -731,6 +736,8 @@ class Kay:
             self._refusal = "no cipher suite is offered by all peers and allowed here"
             return
         reason = self._reason_for_sak(principal, suite, now)
+        if not reason:
+            self._refusal = ""
         if not reason or now < self._not_before:
             return
         if principal.potential and now < self._made_at + MKA_LIFE_TIME_S:

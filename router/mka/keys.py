@@ -56,6 +56,10 @@ class Cak:
         self._kek = Secret(kdf(cak.reveal(), b"IEEE8021 KEK", key_id, bits))
         self._ick = Secret(kdf(cak.reveal(), b"IEEE8021 ICK", key_id, bits))
 
+    def is_of(self, cak: Secret) -> bool:
+        """Tell, in constant time, whether this was made from that CAK."""
+        return compare_digest(self._cak.reveal(), cak.reveal())
+
     def icv(self, protected: bytes) -> bytes:
         """Integrity check value of an MKPDU (9.4.1): 16 octets."""
         return cmac(self._ick.reveal(), protected)

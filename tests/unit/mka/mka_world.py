@@ -8,7 +8,7 @@ installed twice, a frame in clear.
 import heapq
 from collections.abc import Callable
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from random import Random
 
@@ -43,6 +43,11 @@ class Violation(AssertionError):  # noqa: N818 - reads as what happened
 
 def sci_of(number: int, port: int = 1) -> Sci:
     return Sci.parse(f"02:00:00:00:00:{number:02x}/{port}")
+
+
+def copied(key: SaKey) -> SaKey:
+    """A SecY keeps a copy of the SAK: the KaY wipes its own."""
+    return replace(key, sak=Secret(key.sak.reveal()))
 
 
 @dataclass
@@ -94,7 +99,7 @@ class FakeSecy:
                 if an in self.receive[sci]:
                     return None if self.receive[sci][an].key == key else "EBUSY: AN in use"
                 self.world.referee_install(self, key, "rx", sci)
-                self.receive[sci][an] = Sa(key, next(self.world.tokens), pn)
+                self.receive[sci][an] = Sa(copied(key), next(self.world.tokens), pn)
             case EnableReceive(sci=sci, an=an):
                 if an not in self.receive.get(sci, {}):
                     return "ENODEV: no such SA"
@@ -109,7 +114,7 @@ class FakeSecy:
             case CreateTransmitSa(an=an, key=key, next_pn=pn):
                 if an in self.transmit:
                     return None if self.transmit[an].key == key else "EBUSY: AN in use"
-                self.transmit[an] = Sa(key, next(self.world.tokens), pn)
+                self.transmit[an] = Sa(copied(key), next(self.world.tokens), pn)
             case EnableTransmit(an=an):
                 if an not in self.transmit:
                     return "ENODEV: no such SA"

@@ -826,6 +826,31 @@ def test_a_new_cak_takes_over_without_losing_a_frame():
         assert world.quiet()
 
 
+def test_another_cak_under_the_same_ckn_is_another_key():
+    """The key is replaced, not kept by its name: with the old one on the other side nothing is believed."""
+    with mka_pair() as (a, b):
+        world = a.world
+        changed = KeyEntry(CKN, Secret(b"z" * 32))
+        a.set_keys(changed)
+        world.run(7)
+        assert a.secy.port is PortState.CLOSED
+        b.set_keys(changed)
+        world.run(10, world.quiet)
+        assert world.quiet()
+
+
+def test_a_retired_sak_is_wiped():
+    """Of the octets that we hold of a key, none is left once its SAs are deleted."""
+    with mka_pair() as (a, _):
+        key = a.kay._cp.in_use.key
+        assert any(key.sak.reveal())
+        a.do(lambda kay: kay.rekey(a.world.now))
+        a.world.run(2.5)
+        assert any(key.sak.reveal())
+        a.world.run(2)
+        assert not any(key.sak.reveal())
+
+
 def test_a_key_that_only_one_side_has_changes_nothing():
     """The bad key is skipped: traffic stays on the old one, from either side."""
     for side in (0, 1):
