@@ -648,6 +648,11 @@ class Rib:
             if old is None or (old is not known[0] and nexthops_of(old) != known[1]):
                 self._outputs.append(RouteChange(table, prefix, known[1]))
 
+    def phase(self, name: str) -> Phase:
+        """A session's state; idle where it is not known."""
+        session = self._sessions.get(name)
+        return Phase.IDLE if session is None else session.phase
+
     def unsynced(self) -> list[str]:
         """Name the sessions whose tables are not complete yet."""
         return [name for name, session in self._sessions.items() if not session.synced]

@@ -19,11 +19,10 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-import psutil
 import structlog
 
 from router.bgp import exabgp, md5
@@ -41,6 +40,10 @@ ADOPT_LIMIT_S: Final = 60.0
 UNANSWERED_S: Final = 5.0
 """A session that connects for longer is looked at for attempts that nobody answers."""
 NLRI_PER_COMMAND: Final = 500
+RELOAD_SIGNALS: Final = 2
+RELOAD_AGAIN_S: Final = 2.0
+"""ExaBGP 5.0.15 forgets a SIGUSR1 that comes while any neighbour has updates to send; so it gets a
+second one, which changes nothing where the first was heard."""
 LINE_MAX: Final = 64 << 20
 
 
@@ -107,7 +110,7 @@ class _Link:
         self.eor_due: set[str] = set()
         self.refresh_due: set[str] = set()
         self.ask_states = False
-        self.reload_due = False
+        self.reload_due = 0
         self._number = 0
         self._pending: dict[int, asyncio.Future[Reply]] = {}
 
@@ -203,7 +206,7 @@ class Speaker:
     async def prepare(self) -> None:
         """Write the configuration files and open the sockets. Raises ConfigError; then nothing changed."""
         changed = await self._install(self._config, self._processes)
-        self._installed = dict.fromkeys(changed, time.time())
+        self._installed = dict.fromkeys(changed, time.clock_gettime(time.CLOCK_BOOTTIME))
         for name in self._processes:
             await self._listen(name)
 
@@ -230,7 +233,7 @@ class Speaker:
                 await self._listen(name)
                 self._start_worker(name)
             elif name in changed:
-                self._links[name].reload_due = True
+                self._links[name].reload_due = RELOAD_SIGNALS
             self._links[name].stale_export = True
             self._links[name].wake.set()
         self._deliver()
@@ -371,11 +374,11 @@ class Speaker:
         if installed is None:
             return
         try:
-            began = psutil.Process(pid).create_time()
-        except psutil.Error:
+            began = _started(pid)
+        except OSError:
             return
         if began < installed:
-            link.reload_due = True
+            link.reload_due = RELOAD_SIGNALS
             link.wake.set()
 
     def _deliver(self) -> None:
@@ -444,7 +447,9 @@ class Speaker:
     async def _work_once(self, link: _Link) -> None:
         sessions = {session.name: session for session in self._processes.get(link.process, ())}
         if link.reload_due:
-            link.reload_due = False
+            link.reload_due -= 1
+            if link.reload_due:
+                asyncio.get_running_loop().call_later(RELOAD_AGAIN_S, link.wake.set)
             link.ask_states = True
             await self._signal_child(f"exabgp-{link.process}", signal.SIGUSR1)
         if link.ask_states:
@@ -505,6 +510,11 @@ class Speaker:
         }
 
     async def _announce(self, link: _Link, session: Session, wanted: Export) -> None:
+        """Make what ExaBGP announces equal to `wanted`; what is new waits until the session is up.
+
+        Updates that wait in ExaBGP for a session that is down make it deaf to reloads. What it
+        has announced before it keeps, and announces again by itself.
+        """
         announced = link.announced.get(session.name, Export(()))
         if announced == wanted:
             return
@@ -514,6 +524,10 @@ class Speaker:
             await link.command(
                 f"{neighbor} withdraw attributes next-hop self nlri {' '.join(map(str, part))}"
             )
+        if self._rib.phase(session.name) is not Phase.ESTABLISHED:
+            kept = tuple(prefix for prefix in announced.prefixes if prefix in wanted.prefixes)
+            link.announced[session.name] = replace(announced, prefixes=kept)
+            return
         fresh = wanted.prefixes
         if announced.attributes == wanted.attributes:
             fresh = tuple(prefix for prefix in wanted.prefixes if prefix not in announced.prefixes)
@@ -646,6 +660,13 @@ class Speaker:
         except OSError:
             return False
         return md5.unanswered(table, address)
+
+
+def _started(pid: int) -> float:
+    """When a process started, in seconds since boot, to a hundredth. Raises OSError."""
+    text = Path(f"/proc/{pid}/stat").read_text()
+    ticks = int(text.rpartition(")")[2].split()[19])  # field 22, the name in brackets is the second
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def _selector(session: Session) -> str:

@@ -324,6 +324,10 @@ class Routerd:
                     self.bench.router, *spec.argv, user=spec.user, env=spec.env
                 )
 
+    def use_password(self, password: str) -> None:
+        """Change what the secret's file holds."""
+        self._password = password
+
     async def stop(self) -> None:
         """End routerd; ExaBGP goes on."""
         for task in self._tasks:

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 from bgp_builders import POLICY, make_config
-from bgp_live import REF, Routerd, bench, until
+from bgp_live import PASSWORD, REF, Routerd, bench, until
 
 from router.bgp import exabgp
 from router.bgp.policy import Reason
+from router.bgp.rib import Phase
 from router.config.effective import BgpTimers
 from router.errors import ConfigError
 from router.fib_ops import GroupReplace, NexthopReplace, RouteReplace
@@ -315,6 +316,23 @@ async def test_status_names_an_md5_mismatch(ours, theirs, words):
             await routerd.start()
             causes = lambda: [s.cause for s in routerd.speaker.status().sessions]  # noqa: E731
             await until(lambda: all(c.startswith(words) for c in causes()), "the cause is named")
+        finally:
+            await routerd.stop()
+
+
+async def test_a_password_put_right_by_a_reload_brings_the_session_up():
+    """Nobody has to wait for the connection attempt that began under the wrong one."""
+    with bench(1) as net:
+        net.bird(V4, V6)
+        config = make_config(1, sites=("site-a",), password=REF)
+        routerd = Routerd(net, config, password="not-this-one")
+        try:
+            await routerd.start()
+            reports = lambda: routerd.speaker.status().sessions  # noqa: E731
+            await until(lambda: all("MD5" in s.cause for s in reports()), "the cause is named")
+            routerd.use_password(PASSWORD)
+            await routerd.speaker.reconfigure(config)
+            await until(lambda: all(s.rib.phase is Phase.ESTABLISHED for s in reports()), "established")
         finally:
             await routerd.stop()
 
