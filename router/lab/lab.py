@@ -36,10 +36,10 @@ class Lab:
         self.network.build()
 
     def start_edges(self, nodes: tuple[str, ...] = ()) -> None:
-        """Start the routing daemons of these edges, or of all."""
+        """Start key agreement on all edges, and the routing daemons of these edges or of all."""
         self.mka_ends = start_mka(
             self.network,
-            [e for e in self.topology.edges if e.key_directory and e.node in (nodes or {e.node})],
+            [edge for edge in self.topology.edges if edge.key_directory],
         )
         started: list[farend.FarEnd] = []
         for edge in self.topology.edges:
