@@ -5,8 +5,8 @@
 struct pending {
     struct frame *frame;
     uint64_t pn;
-    uint32_t data_at;
     uint32_t data_len;
+    uint8_t data_at;
     bool changed; /* C: the payload is of no use unless it authenticates */
     uint8_t clear_count;
     uint8_t clear[SECY_CLEAR_TAGS_MAX * VLAN_SIZE];
@@ -36,7 +36,7 @@ static inline struct likeness likeness(const uint8_t *start)
 }
 
 /* Step 6: take the SecTAG off, then the VLAN tag where that is asked for. */
-static inline void decapsulate(const struct secy *secy, uint8_t *arena, struct pending *p)
+static inline void decapsulate(bool pop_vlan, uint8_t *arena, const struct pending *p)
 {
     struct frame *frame = p->frame;
     uint8_t *const from = arena + frame->at;
@@ -44,7 +44,7 @@ static inline void decapsulate(const struct secy *secy, uint8_t *arena, struct p
     uint32_t data_len = p->data_len;
     uint16_t vlan = FRAME_NO_VLAN;
 
-    if (secy->config.pop_vlan && data_len >= VLAN_SIZE + 2 && wire_get16(type) == VLAN_TPID) {
+    if (pop_vlan && data_len >= VLAN_SIZE + 2 && wire_get16(type) == VLAN_TPID) {
         vlan = wire_get16(type + 2);
         type += VLAN_SIZE;
         data_len -= VLAN_SIZE;
@@ -62,7 +62,7 @@ static void end(struct secy *secy, uint8_t *arena, struct pending *p, enum verdi
     p->frame->verdict = (uint8_t)verdict;
     secy_count(&secy->packets[verdict], 1);
     if (verdict_delivers(verdict))
-        decapsulate(secy, arena, p);
+        decapsulate(secy->config.pop_vlan, arena, p);
 }
 
 /* Step 2: the SC that a SecTAG names (7.1.2, 9.5), NULL if it is not known here. */
@@ -97,6 +97,7 @@ static void flush(struct secy *secy, uint8_t *arena, struct run *run)
         return;
     gcm_open(&run->sa->key, run->ops, run->count);
     struct replay replay = run->sa->replay; /* in registers: frames cannot alias it */
+    const bool pop_vlan = secy->config.pop_vlan;
     for (unsigned k = 0; k < run->count; k++) {
         struct pending *p = &run->pending[k];
         if (!run->ops[k].ok) {
@@ -120,7 +121,7 @@ static void flush(struct secy *secy, uint8_t *arena, struct run *run)
             continue;
         }
         p->frame->verdict = VERDICT_IN_OK;
-        decapsulate(secy, arena, p);
+        decapsulate(pop_vlan, arena, p);
         ok++;
     }
     run->sa->replay = replay;
@@ -184,7 +185,7 @@ static void admit(struct secy *secy, uint8_t *arena, struct frame *frame, struct
         end(secy, arena, p, VERDICT_IN_BAD_TAG);
         return;
     }
-    p->data_at = tag.data_at;
+    p->data_at = (uint8_t)tag.data_at;
     p->data_len = tag.data_len;
     p->changed = tag.tci_an & SECTAG_TCI_C;
 
@@ -216,27 +217,56 @@ static void admit(struct secy *secy, uint8_t *arena, struct frame *frame, struct
     join(secy, arena, run, p, tag.pn_low);
 }
 
-/* Steps 1 and 2 for a frame that looks like the one before it; false if it does not. */
-static inline bool admit_alike(struct secy *secy, uint8_t *arena, struct frame *frame,
-                               struct run *run)
+/* Steps 1 to 3 for as many frames as look like the one before them; returns how many did. What
+ * is the same for all of them is copied first: the compiler must take every store into a frame for
+ * one that may change the tables. */
+static size_t join_alike(struct secy *secy, uint8_t *arena, struct frame *frames, size_t count,
+                         struct run *run)
 {
     enum { DATA_AT = SECTAG_AT + SECTAG_SIZE_MAX };
-    const uint8_t *const start = arena + frame->at;
+    const struct likeness wanted = run->likeness;
+    const struct replay replay = run->sa->replay;
+    const struct gcm_iv_base iv = run->sa->iv;
+    const uint64_t lowest = replay_lowest(&replay);
+    const uint32_t offset = secy->config.conf_offset;
+    const bool replay_protect = secy->config.replay_protect, xpn = secy->xpn;
+    unsigned joined = run->count;
+    size_t i = 0;
 
-    if (!run->alike || frame->len < DATA_AT + SECTAG_SHORT_MAX + 1 + SECTAG_ICV_SIZE)
-        return false;
-    const struct likeness seen = likeness(start);
-    const uint32_t pn_low = wire_get32(start + SECTAG_AT + 4);
-    if (seen.head != run->likeness.head || seen.sci != run->likeness.sci || pn_low == 0)
-        return false;
-    struct pending *p = &run->pending[run->count];
-    p->frame = frame;
-    p->data_at = DATA_AT;
-    p->data_len = frame->len - DATA_AT - SECTAG_ICV_SIZE;
-    p->changed = true;
-    p->clear_count = 0;
-    join(secy, arena, run, p, pn_low);
-    return true;
+    for (; i < count && joined < SECY_CHUNK; i++) {
+        struct frame *const frame = &frames[i];
+        uint8_t *const start = arena + frame->at;
+        if (frame->len < DATA_AT + SECTAG_SHORT_MAX + 1 + SECTAG_ICV_SIZE)
+            break;
+        const struct likeness seen = likeness(start);
+        const uint32_t pn_low = wire_get32(start + SECTAG_AT + 4);
+        if (seen.head != wanted.head || seen.sci != wanted.sci || pn_low == 0)
+            break;
+        const uint64_t pn = xpn ? pn_recover(pn_low, lowest) : pn_low;
+        if (replay_protect && !replay_check(&replay, pn)) {
+            frame->verdict = VERDICT_IN_LATE;
+            secy_count(&secy->packets[VERDICT_IN_LATE], 1);
+            continue;
+        }
+        struct pending *const p = &run->pending[joined];
+        struct gcm_op *const op = &run->ops[joined++];
+        const uint32_t data_len = frame->len - DATA_AT - SECTAG_ICV_SIZE;
+        const uint32_t readable = offset < data_len ? offset : data_len;
+        p->frame = frame;
+        p->pn = pn;
+        p->data_len = data_len;
+        p->data_at = DATA_AT;
+        p->changed = true;
+        p->clear_count = 0;
+        op->data = start + DATA_AT + readable;
+        op->aad = start;
+        op->tag = start + DATA_AT + data_len;
+        op->data_len = data_len - readable;
+        op->aad_len = DATA_AT + readable;
+        gcm_iv(op->iv, &iv, pn);
+    }
+    run->count = joined;
+    return i;
 }
 
 void secy_validate(struct secy *secy, uint8_t *arena, struct frame *frames, size_t count)
@@ -246,9 +276,12 @@ void secy_validate(struct secy *secy, uint8_t *arena, struct frame *frames, size
     run.sa = NULL;
     run.count = 0;
     run.alike = false;
-    for (size_t i = 0; i < count; i++) {
-        if (!admit_alike(secy, arena, &frames[i], &run))
-            admit(secy, arena, &frames[i], &run);
+    for (size_t i = 0; i < count;) {
+        const size_t before = i;
+        if (run.alike)
+            i += join_alike(secy, arena, frames + i, count - i, &run);
+        if (i == before)
+            admit(secy, arena, &frames[i++], &run);
         if (run.count == SECY_CHUNK)
             flush(secy, arena, &run);
     }

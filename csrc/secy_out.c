@@ -1,6 +1,8 @@
 /* The way out: see the steps at the top of secy.h. */
 #include "secy.h"
 
+_Static_assert(SECTAG_SIZE == sizeof(uint64_t), "encapsulate stores its parts as one number");
+
 /* Step 1: whether the frame may go; `grows` octets come on top of it. */
 static inline bool admit(const struct secy *secy, struct frame *frame, uint32_t grows)
 {
@@ -17,9 +19,20 @@ static inline bool admit(const struct secy *secy, struct frame *frame, uint32_t 
     return true;
 }
 
-/* Step 3: VLAN tag and SecTAG into the headroom. Returns the octets of secure data. */
-static inline uint32_t encapsulate(const struct secy *secy, uint8_t *arena, struct frame *frame,
-                                   uint32_t tag_size, uint64_t pn)
+/* What all frames of a chunk have in common: the compiler must take every store into a frame for
+ * one that may change the tables. */
+struct common {
+    struct gcm_iv_base iv;
+    uint64_t head; /* EtherType, TCI and AN; SL and PN are 0 */
+    uint64_t sci;
+    uint32_t tag_size;
+    uint32_t readable; /* leading octets of secure data that are not encrypted */
+};
+
+/* Step 3: VLAN tag and SecTAG into the headroom, the operation for the cipher. Returns the octets
+ * of secure data. */
+static inline uint32_t encapsulate(const struct common *common, uint8_t *arena, struct frame *frame,
+                                   uint64_t pn, struct gcm_op *op)
 {
     uint8_t *const from = arena + frame->at;
     uint8_t *type = from + SECTAG_AT;
@@ -28,19 +41,28 @@ static inline uint32_t encapsulate(const struct secy *secy, uint8_t *arena, stru
     wire_move_addresses(addresses, from);
     if (frame->vlan != FRAME_NO_VLAN) {
         type -= VLAN_SIZE;
-        wire_put16(type, VLAN_TPID);
-        wire_put16(type + 2, frame->vlan);
+        wire_put32(type, (uint32_t)VLAN_TPID << 16 | frame->vlan);
     }
     const uint32_t data_len = (uint32_t)(from + frame->len - type);
-    uint8_t *const sectag = type - tag_size;
-    memcpy(sectag, secy->sectag, SECTAG_SIZE);
-    if (tag_size == SECTAG_SIZE_MAX)
-        memcpy(sectag + SECTAG_SIZE, secy->sectag + SECTAG_SIZE, SECTAG_SCI_SIZE);
-    sectag[3] = sectag_short_length(data_len);
-    wire_put32(sectag + 4, (uint32_t)pn);
-    wire_move_addresses(sectag - SECTAG_AT, addresses);
-    frame->at = (uint32_t)(sectag - SECTAG_AT - arena);
-    frame->len = SECTAG_AT + tag_size + data_len + SECTAG_ICV_SIZE;
+    const uint32_t readable = common->readable < data_len ? common->readable : data_len;
+    uint8_t *const sectag = type - common->tag_size;
+    uint8_t *const start = sectag - SECTAG_AT;
+    const uint64_t head = common->head | (uint64_t)sectag_short_length(data_len) << 24 |
+                          (uint64_t)__builtin_bswap32((uint32_t)pn) << 32;
+    memcpy(sectag, &head, sizeof head);
+    if (common->tag_size == SECTAG_SIZE_MAX)
+        memcpy(sectag + SECTAG_SIZE, &common->sci, sizeof common->sci);
+    wire_move_addresses(start, addresses);
+
+    op->data = type + readable;
+    op->aad = start;
+    op->tag = type + data_len;
+    op->data_len = data_len - readable;
+    op->aad_len = SECTAG_AT + common->tag_size + readable;
+    gcm_iv(op->iv, &common->iv, pn);
+
+    frame->at = (uint32_t)(start - arena);
+    frame->len = SECTAG_AT + common->tag_size + data_len + SECTAG_ICV_SIZE;
     return data_len;
 }
 
@@ -94,24 +116,19 @@ static void protect(struct secy *secy, struct secy_tx_sa *sa, uint8_t *arena, st
         secy_count(&secy->packets[VERDICT_OUT_PN_EXHAUSTED], want - taken);
 
     const enum verdict done = config->encrypt ? VERDICT_OUT_ENCRYPTED : VERDICT_OUT_PROTECTED;
+    const unsigned clear_tags = config->clear_tags;
+    struct common common = {
+        .iv = sa->iv,
+        .tag_size = tag_size,
+        .readable = config->encrypt ? config->conf_offset : UINT32_MAX,
+    };
+    memcpy(&common.head, secy->sectag, sizeof common.head);
+    memcpy(&common.sci, secy->sectag + SECTAG_SIZE, sizeof common.sci);
     for (uint32_t k = 0; k < taken; k++, pn++) {
         struct frame *frame = &frames[admitted[k]];
-        struct gcm_op *op = &ops[k];
-
-        if (config->clear_tags)
-            clear_count[k] = (uint8_t)secy_tags_lift(arena, frame, config->clear_tags, clear[k]);
-        const uint32_t data_len = encapsulate(secy, arena, frame, tag_size, pn);
-        const uint32_t readable = !config->encrypt                 ? data_len
-                                  : config->conf_offset < data_len ? config->conf_offset
-                                                                   : data_len;
-        uint8_t *const start = arena + frame->at;
-        op->aad = start;
-        op->aad_len = SECTAG_AT + tag_size + readable;
-        op->data = start + op->aad_len;
-        op->data_len = data_len - readable;
-        op->tag = op->data + op->data_len;
-        gcm_iv(op->iv, &sa->iv, pn);
-        octets += data_len;
+        if (clear_tags)
+            clear_count[k] = (uint8_t)secy_tags_lift(arena, frame, clear_tags, clear[k]);
+        octets += encapsulate(&common, arena, frame, pn, &ops[k]);
         frame->verdict = (uint8_t)done;
     }
     gcm_seal(&sa->key, ops, taken);
