@@ -291,23 +291,19 @@ class Daemon:
 
     async def reload(self, path: Path | None) -> CheckResult:
         """Load a file and change over to it; refused whole where anything is wrong with it."""
-        from router.config.load import load_text
+        from router.config.load import load
 
         async with self._reload_lock:
             file = path or accepted_path(self._run_dir)
             try:
+                loaded = load(file)
                 text = file.read_text()
-            except (OSError, UnicodeDecodeError) as error:
-                reason = getattr(error, "strerror", None) or "is not UTF-8 text"
-                return self._refuse(file, [Finding(str(file), 0, 0, "", f"cannot be read: {reason}")])
-            try:
-                loaded = load_text(text, str(file))
                 if findings := check_secrets(loaded.effective, loaded.origins):
                     return self._refuse(file, findings)
                 await self._change_over(loaded.effective)
             except ConfigErrors as error:
                 return self._refuse(file, error.findings)
-            except ConfigError as error:
+            except (ConfigError, OSError) as error:
                 return self._refuse(file, [Finding(str(file), 0, 0, "", str(error))])
             accept(self._run_dir, file, text, loaded.effective)
             self._notice, self._config_since = "", time.time()

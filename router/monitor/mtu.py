@@ -10,7 +10,8 @@ A pure core for one path (one feature, one address family). It asks for echo req
 * UNKNOWN     no verdict yet.
 
 A size counts as lost after `ATTEMPTS` requests without an answer, so that one lost packet is
-not taken for a small MTU. Sizes are of the whole IP packet, in octets.
+not taken for a small MTU; and before TOO_SMALL is said the MTU itself is tried once more, so that
+a pause of the path is not either. Sizes are of the whole IP packet, in octets.
 """
 
 from __future__ import annotations
@@ -59,6 +60,7 @@ class MtuProof:
         self._high = mtu
         self._size = mtu
         self._attempt = 0
+        self._confirming = False
         self._sequence = 0
         self._open: dict[int, int] = {}
         self._timer = now
@@ -105,6 +107,11 @@ class MtuProof:
     def _lost(self, now: float) -> None:
         self._attempt = 0
         self._open.clear()
+        if self._confirming:
+            self.passes = self._low
+            self._conclude(MtuState.TOO_SMALL, now)
+            self._start(self.mtu, now + RETRY_INTERVAL_S)
+            return
         if self._size == self._floor:
             self.passes = None
             self._conclude(MtuState.SILENT, now)
@@ -120,15 +127,14 @@ class MtuProof:
         """Narrow down the largest size that passes, between a passing and a failing one."""
         assert self._low is not None
         if self._high - self._low <= 1:
-            self.passes = self._low
-            self._conclude(MtuState.TOO_SMALL, now)
-            self._start(self.mtu, now + RETRY_INTERVAL_S)
+            self._confirming, self._size, self._timer = True, self.mtu, now
             return
         self._size = (self._low + self._high) // 2
         self._timer = now
 
     def _start(self, size: int, when: float) -> None:
         self._low, self._high, self._size, self._timer = None, self.mtu, size, when
+        self._confirming = False
 
     def _conclude(self, state: MtuState, now: float) -> None:
         if state is MtuState.PROVEN:

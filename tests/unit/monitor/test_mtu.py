@@ -33,6 +33,13 @@ def test_one_lost_probe_is_not_a_small_mtu():
     assert proof.state is MtuState.PROVEN
 
 
+def test_a_pause_of_the_path_is_not_a_small_mtu():
+    """A whole round of probes is lost, the smaller ones that follow pass: the MTU is tried again."""
+    proof = MtuProof(mtu=8500, version=4, now=0.0)
+    run(proof, 8500, 60.0, lose={1, 2, 3})
+    assert (proof.state, proof.passes) == (MtuState.PROVEN, 8500)
+
+
 def test_silent_neighbour_is_not_blamed_for_its_mtu():
     """Where not even the floor is answered, nothing is known."""
     proof = MtuProof(mtu=8500, version=6, now=0.0)
