@@ -1,5 +1,6 @@
-/* port_measure: what a path costs on this machine, found out on a wire of our own: a veth pair in
- * a network namespace that only this thread is in, gone when the thread is. */
+/* port_measure: how fast a path is on this machine, found out on a wire of our own: a veth pair in
+ * a network namespace that only these threads are in, gone when they are. One thread sends, one
+ * receives, as in the engine: what a path saves one of them it may cost the other. */
 #define _GNU_SOURCE
 #include "port.h"
 
@@ -7,8 +8,10 @@
 #include <linux/if_link.h>
 #include <linux/rtnetlink.h>
 #include <linux/veth.h>
+#include <poll.h>
 #include <pthread.h>
 #include <sched.h>
+#include <stdatomic.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
@@ -19,10 +22,10 @@
 #include "wire.h"
 
 enum {
-    ROUNDS = 8,                 /* the best one counts: others run on this machine too */
-    BATCHES = 16,               /* in a round */
+    ROUNDS = 8, /* the best one counts: others run on this machine too */
+    ROUND_NS = 5000000,
     FRAME = 1500 + 14 + 4 + 32, /* octets: a full frame of an ordinary MTU, protected */
-    EMPTY_READS = 100,          /* then what is missing was lost */
+    IDLE_MS = 5,
 };
 
 struct order {
@@ -113,65 +116,88 @@ static int set_up(const char *name)
 static uint64_t now_ns(void)
 {
     struct timespec t;
-    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
+    clock_gettime(CLOCK_MONOTONIC, &t);
     return (uint64_t)t.tv_sec * 1000000000U + (uint64_t)t.tv_nsec;
 }
 
-/* Send a batch and take it at the other end; returns the frames that came. */
-static int pass_batch(struct port *from, struct port *to)
-{
-    struct frame frames[PORT_BATCH], got[PORT_BATCH];
-    const int64_t region = port_tx_begin(from);
-    const uint32_t step = from->chunk ? from->chunk / 2 : 2048;
-    int n, came = 0;
+struct receiver {
+    struct port port;
+    atomic_bool stop;
+    atomic_uint_fast64_t frames;
+};
 
-    if (region < 0)
-        return 0;
-    for (unsigned i = 0; i < PORT_BATCH; i++) {
-        frames[i] = (struct frame){.at = (uint32_t)region + i * step + SECY_HEADROOM,
-                                   .len = FRAME,
-                                   .verdict = VERDICT_OUT_ENCRYPTED};
-        uint8_t *frame = from->tx_arena + frames[i].at;
-        memset(frame, 0xFF, 12);
-        wire_put16(frame + 12, 0x88E5);
+static void *receive(void *argument)
+{
+    struct receiver *receiver = argument;
+    struct port *port = &receiver->port;
+    struct frame frames[PORT_BATCH];
+    struct pollfd ready[2] = {{.fd = port->rx_fd, .events = POLLIN},
+                              {.fd = port->xdp ? port_xdp_fd(port) : -1, .events = POLLIN}};
+
+    while (!atomic_load(&receiver->stop)) {
+        const int n = port_receive(port, frames);
+        if (n > 0) {
+            port_release(port);
+            atomic_fetch_add(&receiver->frames, (unsigned)n);
+        } else {
+            (void)poll(ready, 2, IDLE_MS);
+        }
     }
-    if (port_send(from, frames, PORT_BATCH) < 0)
-        return 0;
-    for (unsigned empty = 0; came < PORT_BATCH && empty < EMPTY_READS;) {
-        n = port_receive(to, got);
-        if (n < 0)
-            break;
-        empty += n == 0;
-        if (n == 0)
-            sched_yield();
-        came += n;
-        port_release(to);
-    }
-    return came;
+    return NULL;
 }
-_Static_assert((int)PORT_TX_REGION >= PORT_BATCH * 2048 + SECY_HEADROOM, "the batch fits a region");
+
+/* Send for the time of a round; returns ns for each frame that arrived. */
+static uint64_t round_ns(struct port *from, struct receiver *to)
+{
+    struct frame frames[PORT_BATCH];
+    const uint32_t step = from->chunk ? from->chunk / 2 : 2048;
+    const uint64_t start = now_ns(), came = atomic_load(&to->frames);
+    uint64_t passed;
+
+    do {
+        const int64_t region = port_tx_begin(from);
+        for (unsigned i = 0; region >= 0 && i < PORT_BATCH; i++) {
+            frames[i] = (struct frame){.at = (uint32_t)region + i * step + SECY_HEADROOM,
+                                       .len = FRAME,
+                                       .verdict = VERDICT_OUT_ENCRYPTED};
+            uint8_t *frame = from->tx_arena + frames[i].at;
+            memset(frame, 0xFF, 12);
+            wire_put16(frame + 12, 0x88E5);
+        }
+        if (region < 0 || port_send(from, frames, PORT_BATCH) <= 0)
+            (void)poll(NULL, 0, 1);
+        passed = now_ns() - start;
+    } while (passed < ROUND_NS);
+    const uint64_t frames_come = atomic_load(&to->frames) - came;
+    return frames_come ? passed / frames_come : UINT64_MAX;
+}
+_Static_assert((int)PORT_TX_REGION >= PORT_BATCH * 2048, "the batch fits a region");
 
 static void measure(struct order *order)
 {
-    struct port from = {0}, to = {0};
+    struct port from = {0};
+    struct receiver to = {0};
+    pthread_t thread;
 
     order->ns = UINT64_MAX;
     order->error = port_open(&from, "m0", FRAME, order->path);
     if (!order->error)
-        order->error = port_open(&to, "m1", FRAME, order->path);
-    for (unsigned round = 0; !order->error && round < ROUNDS; round++) {
-        const uint64_t start = now_ns();
-        uint64_t came = 0;
-        for (unsigned batch = 0; batch < BATCHES; batch++)
-            came += (uint64_t)pass_batch(&from, &to);
-        const uint64_t ns = came ? (now_ns() - start) / came : UINT64_MAX;
-        if (ns < order->ns)
-            order->ns = ns;
+        order->error = port_open(&to.port, "m1", FRAME, order->path);
+    if (!order->error)
+        order->error = pthread_create(&thread, NULL, receive, &to) ? port_errno(EAGAIN) : 0;
+    if (!order->error) {
+        for (unsigned round = 0; round < ROUNDS; round++) {
+            const uint64_t ns = round_ns(&from, &to);
+            if (ns < order->ns)
+                order->ns = ns;
+        }
+        atomic_store(&to.stop, true);
+        pthread_join(thread, NULL);
+        if (order->ns == UINT64_MAX)
+            order->error = port_errno(EIO); /* nothing came through */
     }
-    if (!order->error && order->ns == UINT64_MAX)
-        order->error = port_errno(EIO); /* nothing came through */
     port_close(&from);
-    port_close(&to);
+    port_close(&to.port);
 }
 
 static void *run(void *argument)

@@ -85,9 +85,9 @@ def device_mac(device: str) -> MacAddress:
 
 
 def measure_paths() -> dict[Path, int]:
-    """Measure what a frame costs on each path on this machine: CPU time in ns, the cheapest first.
+    """Measure how long a frame takes on each path on this machine, in ns, the fastest first.
 
-    A path that does not work here is not in the result. Takes some 100 ms.
+    A path that does not work here is not in the result. Takes some 200 ms.
     """
     costs: dict[Path, int] = {}
     for path in Path:
