@@ -207,8 +207,8 @@ def run(
     """Run the router in the foreground: this process supervises, its children do the work."""
     from router.accepted import accept
 
-    need_root("run")
     loaded = _load(file, json=json)
+    need_root("run")
     for finding in loaded.warnings:
         typer.echo(str(finding), err=True)
     try:
