@@ -180,6 +180,8 @@ class Kay:
         """The SAK that we distribute as key server, wrapped."""
         self._made_ki: KeyIdentifier | None = None
         self._made_at = float("-inf")
+        self._made_mutual = True
+        """All members saw each other when it was made."""
         self._receiving_once: set[bytes] = set()
         """Members that have reported receiving under the key that we distribute."""
         self._uses_missing: Counter[bytes] = Counter()
@@ -703,6 +705,10 @@ class Kay:
         members = {principal.mi} | {peer.mi for peer in principal.live}
         if key.member_mis != members:
             return "peers changed"
+        if principal.mutual and not self._made_mutual:
+            # hostap installs receive SAs for those that it sees at that moment, and drops them with a
+            # former MI of the same station: only a new SAK gives it the missing ones.
+            return "members have found each other"
         if key.suite is not suite:
             return f"suite {suite} instead of {key.suite}"
         if self._rekey_reason:
@@ -759,6 +765,7 @@ class Kay:
         suite_id = None if suite is CipherSuite.GCM_AES_128 else suite.value
         self._made = DistributedSak(key.an, kn, principal.cak.wrap(sak), key.confidentiality, suite_id)
         self._made_ki, self._made_at, self._made_reason = ki, now, reason
+        self._made_mutual = principal.mutual
         self._receiving_once.clear()
         self._uses_missing.clear()
         self._rekey_reason = self._refusal = ""

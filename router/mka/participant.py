@@ -59,6 +59,8 @@ class Peer:
     """Announced cipher suites, None if it announces none."""
     sak_use: SakUse | None = None
     xpn: Xpn | None = None
+    sees: frozenset[bytes] = frozenset()
+    """MIs in its Live Peer List."""
 
     @property
     def sci(self) -> Sci:
@@ -153,6 +155,12 @@ class Participant:
         return [peer for peer in self.peers.values() if not peer.live]
 
     @property
+    def mutual(self) -> bool:
+        """Whether every live peer sees every other one."""
+        mis = {peer.mi for peer in self.live}
+        return all(mis - {peer.mi} <= peer.sees for peer in self.live)
+
+    @property
     def elected_self(self) -> bool:
         """Whether we are the key server."""
         return self.server == self.mi
@@ -240,6 +248,7 @@ class Participant:
         offers = pdu.announcement.offers if pdu.announcement is not None else None
         if offers is not None:
             peer.offers = tuple(offer.suite for offer in offers if offer.suite is not None)
+        peer.sees = frozenset(entry.mi for entry in pdu.live)
         if pdu.sak_use is not None:
             peer.sak_use, peer.xpn = pdu.sak_use, pdu.xpn
         if proven or not peer.live:

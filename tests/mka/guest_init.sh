@@ -8,11 +8,11 @@ mount -t tmpfs run /run
 mkdir -p /run/netns /run/results /run/modules/lib
 mount -t hostfs none /run/results -o "$RESULTS"
 ln -s /usr/lib/uml/modules /run/modules/lib/modules
-for module in gcm ctr ghash-generic cmac ecb veth macsec; do
+for module in gcm ctr ghash-generic cmac ecb veth bridge macsec; do
     modprobe -d /run/modules "$module"
 done
 ip link set lo up
 cd "$HERE" || poweroff -f
 PATH=/usr/sbin:/usr/bin:/sbin:/bin PYTHONDONTWRITEBYTECODE=1 "$PYTHON" interop_guest.py >/run/results/results.json 2>/run/results/log
-tail -c 200000 /tmp/wpa.log >/run/results/wpa.log
+tail -c 3000000 /tmp/wpa.log >/run/results/wpa.log
 poweroff -f

@@ -3,6 +3,9 @@
     namespace `peer`: wire-b, wpa_supplicant -Dmacsec_linux, macsec0 10.9.0.2
     this namespace:   wire-a, our KaY over the kernel's SecY, ours0 10.9.0.1
 
+With three stations a bridge joins wire-a, wire-b and, in the namespace `third`, wire-c with a second
+wpa_supplicant, macsec0 10.9.0.3.
+
 Prints one line of JSON per case.
 """
 
@@ -24,7 +27,7 @@ from router.mka.kay import KayConfig, KeyEntry
 from router.mka.mkpdu import Confidentiality
 from router.model import CipherSuite, Sci, Secret
 
-MAC_A, MAC_B = "02:00:00:00:00:0a", "02:00:00:00:00:0b"
+MAC_A, MAC_B, MAC_C = "02:00:00:00:00:0a", "02:00:00:00:00:0b", "02:00:00:00:00:0c"
 SECURE_S = 20.0
 
 
@@ -64,26 +67,28 @@ CASES = [
     Case("peer restarts, we serve", act="restart"),
     Case("peer restarts, they serve", priority=200, act="restart"),
     Case("we restart, they serve", priority=200, act="ourselves"),
+    Case("three stations, we serve", act="three"),
+    Case("three stations, they serve", priority=200, act="three"),
     Case("wrong cak", peer_cak=bytes(16), act="never"),
     Case("wrong ckn", peer_ckn=b"\x77" * 32, act="never"),
 ]
 
 
-def peer(*words: str) -> list[str]:
-    return ["ip", "netns", "exec", "peer", *words]
-
-
-def wpa(case: Case) -> subprocess.Popen[bytes]:
-    Path("/tmp/wpa.conf").write_text(
+def wpa(case: Case, namespace: str = "peer", wire: str = "wire-b") -> subprocess.Popen[bytes]:
+    config = Path(f"/tmp/{namespace}.conf")
+    config.write_text(
         "eapol_version=3\nap_scan=0\nnetwork={\nkey_mgmt=NONE\neapol_flags=0\nmacsec_policy=1\n"
         f"macsec_integ_only={int(case.integrity_only)}\nmacsec_port={case.peer_port}\n"
         "macsec_replay_protect=1\nmacsec_replay_window=0\n"
-        f"mka_priority={case.peer_priority}\n"
+        f"mka_priority={case.peer_priority + (namespace == 'third')}\n"
         f"mka_cak={(case.peer_cak or case.cak).hex()}\nmka_ckn={(case.peer_ckn or case.ckn).hex()}\n}}\n"
     )
     log = Path("/tmp/wpa.log").open("ab")  # noqa: SIM115 - it is the child's
     return subprocess.Popen(
-        peer("wpa_supplicant", "-Dmacsec_linux", "-iwire-b", "-c/tmp/wpa.conf", "-dd", "-K"),
+        [
+            *("ip", "netns", "exec", namespace),
+            *("wpa_supplicant", "-Dmacsec_linux", f"-i{wire}", f"-c{config}", "-dd", "-K"),
+        ],
         stdout=log,
         stderr=log,
     )
@@ -92,10 +97,13 @@ def wpa(case: Case) -> subprocess.Popen[bytes]:
 class Probes:
     """ICMP from us to the peer every 20 ms, for as long as it lives."""
 
+    def __init__(self, to: str = "10.9.0.2", namespace: str = "") -> None:
+        self.to, self.before = to, ("ip", "netns", "exec", namespace) if namespace else ()
+
     async def ping(self, count: int) -> int:
         """How many of `count` were answered."""
         done = await asyncio.create_subprocess_exec(
-            *("ping", "-q", "-i", "0.02", "-W", "1", "-c", str(count), "10.9.0.2"),
+            *(*self.before, "ping", "-q", "-i", "0.02", "-W", "1", "-c", str(count), self.to),
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
         )
@@ -113,11 +121,10 @@ async def until(check, seconds: float) -> float | None:
     return None
 
 
-def give_peer_its_address() -> None:
+def give_peer_its_address(namespace: str = "peer", address: str = "10.9.0.2") -> None:
     with contextlib.suppress(KernelError):
-        shown = ip("-n", "peer", "-br", "address", "show", "dev", "macsec0")
-        if "10.9.0.2" not in shown:
-            ip("-n", "peer", "address", "add", "10.9.0.2/24", "dev", "macsec0")
+        if address not in ip("-n", namespace, "-br", "address", "show", "dev", "macsec0"):
+            ip("-n", namespace, "address", "add", f"{address}/24", "dev", "macsec0")
 
 
 async def answered() -> bool:
@@ -125,14 +132,51 @@ async def answered() -> bool:
     return await Probes().ping(1) == 1
 
 
-async def play(case: Case) -> dict[str, object]:
-    for name in ("wire-a",):
+async def all_answered() -> bool:
+    """Each of three stations reaches each other one."""
+    give_peer_its_address()
+    give_peer_its_address("third", "10.9.0.3")
+    for probes in (Probes(), Probes("10.9.0.3"), Probes("10.9.0.3", "peer")):
+        if await probes.ping(1) != 1:
+            return False
+    return True
+
+
+def build_wire(case: Case) -> None:
+    """A veth pair, or a bridge of three that lets the PAE group address through."""
+    for name in ("wire-a", "wire-b-br", "wire-c-br", "bridge0"):
         with contextlib.suppress(KernelError):
             ip("link", "del", name)
-    ip("link", "add", "wire-a", "address", MAC_A, "type", "veth", "peer", "name", "wire-b", "address", MAC_B)
+    if case.act != "three":
+        ip(
+            "link",
+            "add",
+            "wire-a",
+            "address",
+            MAC_A,
+            "type",
+            "veth",
+            "peer",
+            "name",
+            "wire-b",
+            "address",
+            MAC_B,
+        )
+    else:
+        ip("link", "add", "bridge0", "type", "bridge", "group_fwd_mask", "8", "mcast_snooping", "0")
+        for wire, mac in (("wire-a", MAC_A), ("wire-b", MAC_B), ("wire-c", MAC_C)):
+            ip("link", "add", wire, "address", mac, "type", "veth", "peer", "name", f"{wire}-br")
+            ip("link", "set", f"{wire}-br", "master", "bridge0", "up")
+        ip("link", "set", "bridge0", "up")
+        ip("link", "set", "wire-c", "netns", "third")
+        ip("-n", "third", "link", "set", "wire-c", "up")
     ip("link", "set", "wire-b", "netns", "peer")
     ip("link", "set", "wire-a", "up")
     ip("-n", "peer", "link", "set", "wire-b", "up")
+
+
+async def play(case: Case) -> dict[str, object]:
+    build_wire(case)
     confidentiality = Confidentiality.INTEGRITY_ONLY if case.integrity_only else Confidentiality.OFFSET_0
     config = KayConfig(
         Sci.parse(f"{MAC_A}/{case.port}"),
@@ -147,6 +191,7 @@ async def play(case: Case) -> dict[str, object]:
         return Station("wire-a", "ours0", "10.9.0.1/24", config, [KeyEntry(case.ckn, Secret(case.cak))])
 
     supplicant = wpa(case)
+    third = wpa(case, "third", "wire-c") if case.act == "three" else None
     station = new_station()
     task = asyncio.create_task(station.run())
     result: dict[str, object] = {"case": case.name}
@@ -155,7 +200,9 @@ async def play(case: Case) -> dict[str, object]:
             result["secured_s"] = await until(answered, 10)
             result["ok"] = result["secured_s"] is None and station.kay.port is PortState.CLOSED
         else:
-            result["secured_s"] = await until(answered, SECURE_S)
+            result["secured_s"] = await until(
+                all_answered if third else answered, SECURE_S * (2 if third else 1)
+            )
             result["ok"] = result["secured_s"] is not None
         if result["ok"] and case.act == "rekey":
             pinging = asyncio.create_task(Probes().ping(600))
@@ -168,6 +215,19 @@ async def play(case: Case) -> dict[str, object]:
                 result["ok"] = result["ok"] and after != before
             result["answered_of_600"] = await pinging
             result["ok"] = result["ok"] and await answered() and result["answered_of_600"] == 600
+        if result["ok"] and third is not None:
+            await asyncio.sleep(3.5)
+            pinging = asyncio.gather(Probes().ping(400), Probes("10.9.0.3").ping(400))
+            if case.priority < case.peer_priority:
+                station.kay.rekey(time.monotonic())
+                station.wake.set()
+            result["answered_of_400"] = await pinging
+            result["ok"] = result["answered_of_400"] == [400, 400] and await all_answered()
+            third.kill()
+            third.wait()
+            await asyncio.sleep(8)
+            result["left"] = len(station.kay.snapshot(time.monotonic()).participants[0].peers)
+            result["ok"] = result["ok"] and result["left"] == 1 and await until(answered, 10) is not None
         if result["ok"] and case.act == "pn":
             before = station.kay.snapshot(time.monotonic()).current.ki
             an = station.kay.snapshot(time.monotonic()).current.an
@@ -216,21 +276,24 @@ async def play(case: Case) -> dict[str, object]:
         results = await asyncio.gather(task, return_exceptions=True)
         if isinstance(results[0], Exception):
             result["ok"], result["error"] = False, repr(results[0])
-        supplicant.kill()
-        supplicant.wait()
+        for process in filter(None, (supplicant, third)):
+            process.kill()
+            process.wait()
         with contextlib.suppress(OSError, ValueError):
             station.close()
         with contextlib.suppress(KernelError):
             ip("link", "del", "wire-a")
-        with contextlib.suppress(KernelError):
-            ip("-n", "peer", "link", "del", "macsec0")
+        for namespace in ("peer", "third"):
+            with contextlib.suppress(KernelError):
+                ip("-n", namespace, "link", "del", "macsec0")
     return result
 
 
 async def main() -> None:
     wanted = os.environ.get("MKA_CASES", "")
-    ip("netns", "add", "peer")
-    ip("-n", "peer", "link", "set", "lo", "up")
+    for namespace in ("peer", "third"):
+        ip("netns", "add", namespace)
+        ip("-n", namespace, "link", "set", "lo", "up")
     for case in CASES:
         if wanted and wanted not in case.name:
             continue

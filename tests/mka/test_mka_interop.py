@@ -66,6 +66,8 @@ CASES = (
     "peer restarts, we serve",
     "peer restarts, they serve",
     "we restart, they serve",
+    "three stations, we serve",
+    "three stations, they serve",
     "wrong cak",
     "wrong ckn",
 )
