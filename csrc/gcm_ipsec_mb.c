@@ -37,6 +37,7 @@ static void library_load(void)
 {
     IMB_MGR *(*alloc)(uint64_t) = NULL;
     void (*init)(IMB_MGR *, IMB_ARCH *) = NULL;
+    void (*release)(IMB_MGR *) = NULL;
     uint32_t (*version)(void) = NULL;
     void *handle = dlopen("libIPSec_MB.so.1", RTLD_NOW | RTLD_LOCAL);
     IMB_MGR *manager;
@@ -45,11 +46,12 @@ static void library_load(void)
         return;
     symbol(handle, "alloc_mb_mgr", &alloc);
     symbol(handle, "init_mb_mgr_auto", &init);
+    symbol(handle, "free_mb_mgr", &release);
     symbol(handle, "imb_get_version", &version);
     /* The manager is a struct of function pointers that grows from version to version: only the
      * one that we were built against has them where we look. */
-    if (alloc == NULL || init == NULL || version == NULL || version() != IMB_VERSION_NUM ||
-        (manager = alloc(0)) == NULL)
+    if (alloc == NULL || init == NULL || release == NULL || version == NULL ||
+        version() != IMB_VERSION_NUM || (manager = alloc(0)) == NULL)
         return;
     init(manager, NULL);
     library = (struct library){
@@ -58,6 +60,7 @@ static void library_load(void)
         .open = {manager->gcm128_dec, manager->gcm256_dec},
         .loaded = 1,
     };
+    release(manager); /* only jobs need it */
 }
 
 static int ipsec_mb_usable(void)

@@ -5,12 +5,7 @@
  * same ones when opening, those of the turn before when sealing. The conventions of GHASH (byte
  * order, powers times x, Karatsuba, highest power first) are those of gcm_vaes512.c. */
 
-#if defined(__clang__)
-#define UNROLL _Pragma("clang loop unroll(full)")
-#else
-#define UNROLL _Pragma("GCC unroll 16")
-#endif
-#define INLINE static inline __attribute__((always_inline))
+#include "aes_inline.h"
 
 enum {
     TURN = 8,                      /* registers */

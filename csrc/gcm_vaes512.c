@@ -28,20 +28,19 @@
 
 #if defined(__x86_64__)
 #include "aes_x86.h"
+#include "aes_inline.h"
 #include "cpu.h"
 
 #if defined(__clang__)
 #pragma clang attribute push(                                                                     \
     __attribute__((target("aes,pclmul,avx2,bmi2,vaes,vpclmulqdq,avx512f,avx512bw,avx512dq,avx512vl"))), \
     apply_to = function)
-#define UNROLL _Pragma("clang loop unroll(full)")
 #else
 #pragma GCC push_options
 /* `stream` reads what the group before left behind, but not at the first one: gcc cannot see it. */
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #pragma GCC target("aes,pclmul,avx2,bmi2,vaes,vpclmulqdq,avx512f,avx512bw,avx512dq,avx512vl")
-#define UNROLL _Pragma("GCC unroll 16")
 #endif
 #include <immintrin.h>
 
@@ -51,7 +50,6 @@
     __asm__ volatile("" : "+v"((s)[0]), "+v"((s)[1]), "+v"((s)[2]), "+v"((s)[3]), "+v"((s)[4]),    \
                      "+v"((s)[5]), "+v"((s)[6]), "+v"((s)[7]))
 
-#define INLINE static inline __attribute__((always_inline))
 
 enum {
     UNIT = 64,           /* octets */
@@ -284,16 +282,17 @@ struct plan {
     int single; /* and one step is enough for them */
 };
 
-/* The first frames of `ops`, which have the same lengths, or else those of `list`. */
-INLINE struct group group_of(struct gcm_op *ops, struct gcm_op *const *list, struct plan plan)
+/* The i-th group of `ops`, which have the same lengths, or else the frames of `list`. */
+INLINE struct group group_of(struct gcm_op *ops, struct gcm_op *const *list, size_t i,
+                             struct plan plan)
 {
     struct group g = {.end = 0, .whole = UINT32_MAX};
 
     UNROLL for (int f = 0; f < plan.frames; f++)
     {
-        g.op[f] = plan.same ? ops + f : list[f];
-        g.data[f] = g.op[f]->data;
-        g.len[f] = plan.same ? ops->data_len : g.op[f]->data_len;
+        g.op[f] = plan.same ? &ops[i * (size_t)plan.frames + (size_t)f] : list[f];
+        g.data[f] = g.op[f]->data_len ? g.op[f]->data : g.op[f]->tag; /* never NULL to add to */
+        g.len[f] = plan.same ? g.op[0]->data_len : g.op[f]->data_len;
         g.end = g.len[f] > g.end ? g.len[f] : g.end;
         g.whole = g.len[f] < g.whole ? g.len[f] : g.whole;
     }
@@ -525,7 +524,7 @@ INLINE void step(const struct vaes512_key *key, const struct group *g, struct ci
             UNROLL for (int q = 0; q < plan.frames / 4; q++) j0[q] = c->j0[q];
         }
     }
-    if (hashed) {
+    if (hashed && plan.same) {
         UNROLL for (int w = 0; w < width; w++)
         {
             hash_mask[w] = unit_mask((int64_t)hg->len[0] - hash->at - w * UNIT);
@@ -600,14 +599,14 @@ INLINE void stream(const struct vaes512_key *key, struct gcm_op *ops, struct gcm
                    size_t groups, struct plan plan)
 {
     const uint32_t stride = (uint32_t)plan.width * UNIT;
-    struct group g = group_of(ops, list, plan);
+    struct group g = group_of(ops, list, 0, plan);
     struct sums lengths = length_sums(key, g.op);
     struct hash hash;
     struct cipher c;
     __m512i j0[QUADS_MAX]; /* of the group that is being hashed */
 
     for (size_t i = 0; i < groups; i++) {
-        g = group_of(ops + (size_t)plan.frames * i, list, plan);
+        g = group_of(ops, list, i, plan);
         cipher_begin(key, &c, &g, plan);
         if (plan.open) {
             hash_begin(key, &hash, &g, plan);
@@ -616,7 +615,7 @@ INLINE void stream(const struct vaes512_key *key, struct gcm_op *ops, struct gcm
             if (i == 0) {
                 step(key, &g, &c, NULL, NULL, NULL, plan, MASKED, NONE, 1, 0);
             } else {
-                struct group before = group_of(ops + (size_t)plan.frames * (i - 1), list, plan);
+                struct group before = group_of(ops, list, i - 1, plan);
                 step(key, &g, &c, &before, &hash, &lengths, plan, MASKED, MASKED, 1, 1);
                 group_finish(&before, &hash, j0, plan);
             }
