@@ -38,19 +38,38 @@ void replay_raise(struct replay *replay, uint64_t lowest)
     }
 }
 
-void replay_advance(struct replay *replay, uint64_t pn)
+/* Set or clear the bits of `count` numbers from `from` on, at most the whole ring, word by word. */
+static void fill(struct replay *replay, uint64_t from, uint64_t count, bool seen)
 {
-    if (pn - replay->highest > replay->mask) {
-        memset(replay->bitmap, 0, ((size_t)replay->mask + 1) / 8);
-        return;
-    }
-    uint64_t from = replay->highest + 1;
-    for (uint64_t left = pn - replay->highest; left > 0;) {
+    while (count > 0) {
         const uint32_t at = (uint32_t)(from & replay->mask);
         const uint32_t room = 64 - at % 64;
-        const uint32_t span = left < room ? (uint32_t)left : room;
-        replay->bitmap[at / 64] &= ~(UINT64_MAX >> (64 - span) << at % 64);
+        const uint32_t span = count < room ? (uint32_t)count : room;
+        const uint64_t bits = UINT64_MAX >> (64 - span) << at % 64;
+        if (seen)
+            replay->bitmap[at / 64] |= bits;
+        else
+            replay->bitmap[at / 64] &= ~bits;
         from += span;
-        left -= span;
+        count -= span;
     }
+}
+
+void replay_advance(struct replay *replay, uint64_t pn)
+{
+    const uint64_t ahead = pn - replay->highest, ring = (uint64_t)replay->mask + 1;
+
+    if (ahead >= ring)
+        memset(replay->bitmap, 0, ring / 8);
+    else
+        fill(replay, replay->highest + 1, ahead, false);
+}
+
+void replay_commit_next(struct replay *replay, uint32_t count)
+{
+    const uint64_t ring = (uint64_t)replay->mask + 1;
+
+    /* Whatever the bits were, they are set now: nothing to clear. */
+    fill(replay, replay->highest + 1, count < ring ? count : ring, true);
+    replay->highest += count;
 }

@@ -73,6 +73,10 @@ static inline bool replay_check(const struct replay *replay, uint64_t pn)
     return !(replay->bitmap[bit / 64] >> bit % 64 & 1);
 }
 
+/* replay_commit_next records `count` numbers that follow the highest one, all authenticated: what
+ * a batch in order comes to. */
+void replay_commit_next(struct replay *replay, uint32_t count);
+
 /* replay_advance clears the bits between the highest number and a greater one; not to be called
  * from outside. */
 void replay_advance(struct replay *replay, uint64_t pn);

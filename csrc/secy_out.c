@@ -19,20 +19,22 @@ static inline bool admit(const struct secy *secy, struct frame *frame, uint32_t 
     return true;
 }
 
+#define ALWAYS_INLINE static inline __attribute__((always_inline))
+
 /* What all frames of a chunk have in common: the compiler must take every store into a frame for
  * one that may change the tables. */
 struct common {
     struct gcm_iv_base iv;
     uint64_t head; /* EtherType, TCI and AN; SL and PN are 0 */
     uint64_t sci;
-    uint32_t tag_size;
     uint32_t readable; /* leading octets of secure data that are not encrypted */
+    uint8_t verdict;
 };
 
 /* Step 3: VLAN tag and SecTAG into the headroom, the operation for the cipher. Returns the octets
  * of secure data. */
-static inline uint32_t encapsulate(const struct common *common, uint8_t *arena, struct frame *frame,
-                                   uint64_t pn, struct gcm_op *op)
+ALWAYS_INLINE uint32_t encapsulate(const struct common *common, uint32_t tag_size, uint8_t *arena,
+                                   struct frame *frame, uint64_t pn, struct gcm_op *op)
 {
     uint8_t *const from = arena + frame->at;
     uint8_t *type = from + SECTAG_AT;
@@ -45,12 +47,12 @@ static inline uint32_t encapsulate(const struct common *common, uint8_t *arena, 
     }
     const uint32_t data_len = (uint32_t)(from + frame->len - type);
     const uint32_t readable = common->readable < data_len ? common->readable : data_len;
-    uint8_t *const sectag = type - common->tag_size;
+    uint8_t *const sectag = type - tag_size;
     uint8_t *const start = sectag - SECTAG_AT;
     const uint64_t head = common->head | (uint64_t)sectag_short_length(data_len) << 24 |
                           (uint64_t)__builtin_bswap32((uint32_t)pn) << 32;
     memcpy(sectag, &head, sizeof head);
-    if (common->tag_size == SECTAG_SIZE_MAX)
+    if (tag_size == SECTAG_SIZE_MAX)
         memcpy(sectag + SECTAG_SIZE, &common->sci, sizeof common->sci);
     wire_move_addresses(start, addresses);
 
@@ -58,11 +60,12 @@ static inline uint32_t encapsulate(const struct common *common, uint8_t *arena, 
     op->aad = start;
     op->tag = type + data_len;
     op->data_len = data_len - readable;
-    op->aad_len = SECTAG_AT + common->tag_size + readable;
+    op->aad_len = SECTAG_AT + tag_size + readable;
     gcm_iv(op->iv, &common->iv, pn);
 
     frame->at = (uint32_t)(start - arena);
-    frame->len = SECTAG_AT + common->tag_size + data_len + SECTAG_ICV_SIZE;
+    frame->len = SECTAG_AT + tag_size + data_len + SECTAG_ICV_SIZE;
+    frame->verdict = common->verdict;
     return data_len;
 }
 
@@ -89,6 +92,26 @@ static void no_sa(struct secy *secy, struct frame *frames, size_t count)
     secy_count(&secy->packets[VERDICT_OUT_NO_SA], count);
 }
 
+/* Clear VLAN tags that were lifted off the frames of a chunk. */
+struct lifted {
+    unsigned limit;
+    uint8_t count[SECY_CHUNK];
+    uint8_t tags[SECY_CHUNK][SECY_CLEAR_TAGS_MAX * VLAN_SIZE];
+};
+
+/* Step 3 for a chunk, compiled for each size of SecTAG. Returns the octets of secure data. */
+ALWAYS_INLINE uint64_t encapsulate_all(const struct common *common, uint32_t tag_size,
+                                       uint8_t *arena, struct frame *frames,
+                                       const uint8_t *admitted, uint32_t count, uint64_t pn,
+                                       struct gcm_op *ops)
+{
+    uint64_t octets = 0;
+
+    for (uint32_t k = 0; k < count; k++)
+        octets += encapsulate(common, tag_size, arena, &frames[admitted[k]], pn + k, &ops[k]);
+    return octets;
+}
+
 /* One chunk of at most SECY_CHUNK frames. */
 static void protect(struct secy *secy, struct secy_tx_sa *sa, uint8_t *arena, struct frame *frames,
                     size_t count)
@@ -96,10 +119,9 @@ static void protect(struct secy *secy, struct secy_tx_sa *sa, uint8_t *arena, st
     const struct secy_config *config = &secy->config;
     const uint32_t tag_size = sectag_size(secy->tci);
     struct gcm_op ops[SECY_CHUNK];
-    uint8_t clear[SECY_CHUNK][SECY_CLEAR_TAGS_MAX * VLAN_SIZE];
-    uint8_t clear_count[SECY_CHUNK] = {0};
+    struct lifted lifted;
     uint8_t admitted[SECY_CHUNK];
-    uint64_t pn = 0, octets = 0;
+    uint64_t pn = 0;
     uint32_t want = 0;
 
     for (size_t i = 0; i < count; i++) {
@@ -115,28 +137,27 @@ static void protect(struct secy *secy, struct secy_tx_sa *sa, uint8_t *arena, st
     if (taken < want)
         secy_count(&secy->packets[VERDICT_OUT_PN_EXHAUSTED], want - taken);
 
-    const enum verdict done = config->encrypt ? VERDICT_OUT_ENCRYPTED : VERDICT_OUT_PROTECTED;
-    const unsigned clear_tags = config->clear_tags;
     struct common common = {
         .iv = sa->iv,
-        .tag_size = tag_size,
         .readable = config->encrypt ? config->conf_offset : UINT32_MAX,
+        .verdict = config->encrypt ? VERDICT_OUT_ENCRYPTED : VERDICT_OUT_PROTECTED,
     };
     memcpy(&common.head, secy->sectag, sizeof common.head);
     memcpy(&common.sci, secy->sectag + SECTAG_SIZE, sizeof common.sci);
-    for (uint32_t k = 0; k < taken; k++, pn++) {
-        struct frame *frame = &frames[admitted[k]];
-        if (clear_tags)
-            clear_count[k] = (uint8_t)secy_tags_lift(arena, frame, clear_tags, clear[k]);
-        octets += encapsulate(&common, arena, frame, pn, &ops[k]);
-        frame->verdict = (uint8_t)done;
-    }
-    gcm_seal(&sa->key, ops, taken);
 
-    if (config->clear_tags)
-        for (uint32_t k = 0; k < taken; k++)
-            secy_tags_lower(arena, &frames[admitted[k]], clear_count[k], clear[k]);
-    secy_count(&secy->packets[done], taken);
+    lifted.limit = config->clear_tags;
+    for (uint32_t k = 0; lifted.limit && k < taken; k++)
+        lifted.count[k] =
+            (uint8_t)secy_tags_lift(arena, &frames[admitted[k]], lifted.limit, lifted.tags[k]);
+    const uint64_t octets =
+        tag_size == SECTAG_SIZE_MAX
+            ? encapsulate_all(&common, SECTAG_SIZE_MAX, arena, frames, admitted, taken, pn, ops)
+            : encapsulate_all(&common, SECTAG_SIZE, arena, frames, admitted, taken, pn, ops);
+    gcm_seal(&sa->key, ops, taken);
+    for (uint32_t k = 0; lifted.limit && k < taken; k++)
+        secy_tags_lower(arena, &frames[admitted[k]], lifted.count[k], lifted.tags[k]);
+
+    secy_count(&secy->packets[common.verdict], taken);
     secy_count(&secy->octets[config->encrypt ? OCTETS_OUT_ENCRYPTED : OCTETS_OUT_PROTECTED],
                octets);
 }

@@ -121,6 +121,21 @@ int main(void)
     CHECK_EQUAL(replay_lowest(&replay), 500);
     CHECK(replay_commit(&replay, 500));
 
+    /* Numbers in order, committed at once, are as if they had come one by one. */
+    for (uint32_t count = 1; count < 300; count += 7) {
+        uint64_t one_bits[8], many_bits[8];
+        struct replay one, many;
+        replay_init(&one, 128, 1, one_bits);
+        replay_init(&many, 128, 1, many_bits);
+        CHECK(replay_commit(&one, 3) && replay_commit(&many, 3));
+        for (uint32_t i = 0; i < count; i++)
+            CHECK(replay_commit(&one, 4 + i));
+        replay_commit_next(&many, count);
+        CHECK_EQUAL(many.highest, one.highest);
+        for (uint64_t pn = 1; pn < 3 + count + 200; pn++)
+            CHECK_EQUAL(replay_check(&many, pn), replay_check(&one, pn));
+    }
+
     /* The bitmap is bounded; the widest window still has its edge where it belongs. */
     CHECK_EQUAL(replay_words(0), 1);
     CHECK_EQUAL(replay_words(64), 1);
