@@ -423,6 +423,8 @@ class Cp:
     def _enable_receive(self, slot: Slot) -> None:
         """All SAs are created. Only now is any enabled, so that a refusal until here can be repeated."""
         slot.exposed = True
+        # Before the first frame can pass under it, so that whoever stores this fact is never late.
+        self._outputs.append(fact("sak.known", key_id=slot.key.ki.pack().hex()))
         for sci in slot.key.members:
             if sci != self._sci:
                 self._install(slot, EnableReceive(self.next_id(), sci, slot.key.an))

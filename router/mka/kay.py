@@ -220,7 +220,6 @@ class Kay:
 
     def handle_timer(self, now: float) -> None:
         """The time promised by `next_timer` has come; calling at any other time is harmless."""
-        self._woken(now)
         self._settle(now)
 
     def next_timer(self) -> float | None:
@@ -553,6 +552,7 @@ class Kay:
 
     def _settle(self, now: float) -> None:
         """Bring everything to rest, then say what changed."""
+        self._woken(now)
         for _ in range(_STEPS_MAX):
             for participant in self._participants.values():
                 participant.expire(now)
@@ -630,8 +630,9 @@ class Kay:
             for participant in self._participants.values():
                 if participant is self._principal or participant.used_sak:
                     participant.new_info = True
-        if cp.latest is not None and cp.latest.rx:
+        if cp.latest is not None and cp.latest.exposed:
             self._remember(cp.latest.key.ki, cp.latest.key.sak)
+        if cp.latest is not None and cp.latest.rx:
             self._adopted_until = None
         if cp.refusal is not None:
             slot, reason = cp.refusal
@@ -793,7 +794,6 @@ class Kay:
             self._known.popitem(last=False)
         if sak is not None:
             self._sak_digests.append(sha256(sak.reveal()).digest())
-            self._outputs.append(fact("sak.known", key_id=ki.pack().hex()))
 
     # --------------------------------------------------------------------- sending
 

@@ -117,6 +117,24 @@ def test_receive_waits_for_every_answer():
     assert bench.cp.latest.rx
 
 
+def test_a_key_is_known_before_a_frame_can_pass_under_it():
+    """Whoever stores `sak.known` is never late, wherever the process dies."""
+    bench = Bench()
+    bench.run(0)
+    bench.cp.connect = Connect.SECURE
+    bench.cp.new_sak = sak(1, 0)
+    bench.run(0)
+    order = []
+    while bench.outputs:
+        output = bench.outputs.pop(0)
+        order.append(getattr(output, "name", type(output).__name__))
+        if hasattr(output, "id"):
+            bench.cp.succeeded(output.id)
+            bench.cp.run(0)
+    assert order.index("CreateTransmitSa") < order.index("sak.known") < order.index("EnableReceive")
+    assert order.index("EnableReceive") < order.index("EnableTransmit")
+
+
 @pytest.mark.parametrize(("seconds", "expected"), [(5.999, CpState.RECEIVING), (6.0, CpState.TRANSMIT)])
 def test_the_server_waits_six_seconds_for_all_to_receive(seconds, expected):
     """transmitWhen is the MKA Life Time, to the moment."""
