@@ -95,6 +95,14 @@ static int make_wire(const char *name)
     return fd;
 }
 
+/* The kernel's link watch takes up to a second to tell a change of carrier. */
+static void await_carrier(const char *device, int on)
+{
+    for (int ms = 0; device_carrier(device) != on && ms < WAIT_MS; ms += 10)
+        (void)poll(NULL, 0, 10);
+    CHECK_EQUAL(device_carrier(device), on);
+}
+
 /* A socket on a device, for frames of TYPE. */
 static int packets(const char *device)
 {
@@ -132,9 +140,10 @@ struct bench {
     int wire, tap, feature;
 };
 
-static void begin(struct bench *bench, unsigned workers)
+static void begin(struct bench *bench, unsigned workers, unsigned path)
 {
     struct channel_config config = {.device = "wire0",
+                                    .path = path,
                                     .out_worker = 0,
                                     .in_worker = workers - 1,
                                     .secy = secy_config(near_sci)};
@@ -151,7 +160,7 @@ static void begin(struct bench *bench, unsigned workers)
     CHECK_EQUAL(device_carrier("feature0"), 0);
     up("feature0");
     CHECK_EQUAL(channel_carrier(bench->channel, 1), 0);
-    CHECK_EQUAL(device_carrier("feature0"), 1);
+    await_carrier("feature0", 1);
     bench->tap = packets("feature0");
 
     CHECK_EQUAL(channel_tx_install(bench->channel, 0, &near_key, 1), 0);
@@ -231,11 +240,12 @@ static uint64_t counter(const struct bench *bench, const char *name)
     return 0;
 }
 
-static void test_both_ways(unsigned workers)
+static void test_both_ways(unsigned workers, unsigned path)
 {
     static const uint32_t sizes[] = {46, 47, 63, 64, 500, 1485, 1486};
     struct bench bench;
-    begin(&bench, workers);
+    begin(&bench, workers, path);
+    CHECK_EQUAL(channel_path(bench.channel), path);
     for (unsigned i = 0; i < sizeof sizes / sizeof sizes[0]; i++) {
         out_once(&bench, sizes[i]);
         in_once(&bench, sizes[i], VID, true);
@@ -272,13 +282,11 @@ static void test_both_ways(unsigned workers)
 static void test_keep(void)
 {
     struct bench bench;
-    begin(&bench, 1);
+    begin(&bench, 1, ENGINE_PACKET);
     const unsigned index = if_nametoindex("feature0");
     channel_free(bench.channel, 1);
     CHECK_EQUAL(if_nametoindex("feature0"), index);
-    for (int ms = 0; device_carrier("feature0") == 1 && ms < WAIT_MS; ms += 10)
-        (void)poll(NULL, 0, 10); /* the kernel's link watch takes up to a second */
-    CHECK_EQUAL(device_carrier("feature0"), 0);
+    await_carrier("feature0", 0);
     struct channel_config config = {.device = "wire0", .secy = secy_config(near_sci)};
     CHECK_EQUAL(channel_new(bench.engine, &config, NULL, &bench.channel), 0);
     CHECK_EQUAL(channel_feature_add(bench.channel, "feature0", VID, 1500, 0), 0);
@@ -291,7 +299,8 @@ int main(void)
     test_without_devices();
     if (unshare(CLONE_NEWNET) == 0) {
         for (unsigned workers = 1; workers <= 2; workers++)
-            test_both_ways(workers);
+            for (unsigned path = ENGINE_PACKET; path <= ENGINE_XDP; path++)
+                test_both_ways(workers, path);
         test_keep();
     } else {
         printf("engine: not root, devices left out\n");

@@ -238,7 +238,7 @@ def _cable(names: dict[str, str], middle: str | None) -> None:
         ip("link", "add", "wire", *mtu, "netns", names["a"], "type", "veth",
            "peer", "name", "wire", *mtu, "netns", names["b"])  # fmt: skip
         return
-    ip("-n", middle, "link", "add", "br0", *mtu, "type", "bridge")
+    ip("-n", middle, "link", "add", "br0", *mtu, "type", "bridge", "mcast_snooping", "0")
     ip("-n", middle, "link", "set", "br0", "up")
     for name, ns in names.items():
         ip("link", "add", "wire", *mtu, "netns", ns, "type", "veth",

@@ -54,6 +54,30 @@ async def test_packets_of_every_kind_pass_and_only_macsec_is_on_the_wire(path):
             assert not {n: v for n, v in counters.items() if "drop" in n and v}
 
 
+@pytest.mark.parametrize("path", PATHS)
+async def test_port_of_ordinary_mtu(path):
+    """A port that carries 1536 octets carries packets of 1500 octets and nothing longer leaves it."""
+    features = (WantedFeature("f.100", 100, 1600), WantedFeature("f.200", 200, 1500))
+    async with pair(path, port_mtu=1536, features=features) as (a, b):
+        assert a.ping("10.10.0.2", size=1500 - 28)
+        assert a.ping("10.9.0.2", size=1500 - 28)
+        assert not a.ping("10.9.0.2", size=1501 - 28, count_=1)
+        assert (await a.counters())["out_pkts_too_long"] > 0
+        server = await a.helper("tcp-receive", "10.10.0.1")
+        sent = await (await b.helper("tcp-send", "10.10.0.1", "8", ready=False)).line()
+        assert (await server.line())["sha256"] == sent["sha256"]
+
+
+async def test_auto_takes_the_path_that_was_measured_to_be_fastest():
+    """`auto` measures the paths on this machine, takes the fastest, and tells both in its status."""
+    async with pair("auto") as (a, _b):
+        costs = (await a.control.status())["path_costs_ns"]
+        assert len(costs) >= 2
+        assert all(100 < ns < 1_000_000 for ns in costs.values())
+        assert (await a.status())["path"] == min(costs, key=costs.__getitem__)
+        assert a.ping("10.9.0.2", size=8500 - 28)
+
+
 async def test_super_segments_cross_the_tap_and_frames_the_wire():
     """TCP crosses the TAPs in fewer, larger packets than the wire: segmentation happens in the engine."""
     async with pair() as (a, b):
