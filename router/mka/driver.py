@@ -167,6 +167,7 @@ class KayDriver:
         self._ordered = asyncio.Event()
         self._look_now = asyncio.Event()
         self._secy_lock = asyncio.Lock()
+        self._encoding_wrong = 0
         self._logged_drops: dict[str, float] = {}
         self._loop = asyncio.get_running_loop()
 
@@ -250,6 +251,22 @@ class KayDriver:
             kay.observe(state, now)
         kay.observe(state, now)
         self._pump()
+        await self._keep_sending(kay, state)
+
+    async def _keep_sending(self, kay: Kay, state: SecyState) -> None:
+        """Put the encoding SA right where somebody else changed it. Found twice: our own change may be under way."""
+        key = kay.snapshot(self._loop.time()).current
+        wrong = (
+            key is not None and key.tx and not self._operations and state.encoding_an != key.an
+            and any(sa.an == key.an and sa.key_id == key.ki.pack() for sa in state.transmit)
+        )  # fmt: skip
+        self._encoding_wrong = self._encoding_wrong + 1 if wrong else 0
+        if key is None or self._encoding_wrong < 2:
+            return
+        self._log.warning("secy.encoding_sa_changed", found=state.encoding_an, wanted=key.an)
+        with suppress(KernelError):
+            async with self._secy_lock:
+                await self._secy.enable_transmit_sa(key.an)
 
     def _start(self, state: SecyState, now: float) -> None:
         """Begin key agreement, with what a former process left in the SecY."""
