@@ -23,7 +23,7 @@
 #include "port.h"
 #include "secy.h"
 
-enum { TYPE = 0x88B5, VID = 100, WAIT_MS = 5000 };
+enum { TYPE = 0x88B5, VID = 100, WAIT_MS = 5000, WARM_UP = 45 };
 
 static const uint8_t near_sci[8] = {2, 0, 0, 0, 0, 1, 0, 1}, far_sci[8] = {2, 0, 0, 0, 0, 2, 0, 1};
 static const uint8_t sak[32] = "only for this test, 32 octets ..";
@@ -174,6 +174,15 @@ static void begin(struct bench *bench, unsigned workers, unsigned path)
     CHECK_EQUAL(secy_rx_add(bench->far, near_sci), 0);
     CHECK_EQUAL(secy_rx_install(bench->far, near_sci, 0, &near_key, 1), 0);
     CHECK_EQUAL(secy_rx_enable(bench->far, near_sci, 0, 1), 0);
+
+    /* Carrier comes a moment before the queue that makes use of it. */
+    uint8_t frame[WARM_UP + 14];
+    for (int ms = 0; ms < WAIT_MS; ms += 10) {
+        if (feature_counter(bench->channel, (unsigned)bench->feature, 0))
+            break;
+        CHECK_EQUAL(write(bench->tap, frame, user_frame(frame, WARM_UP, 0)), sizeof frame);
+        (void)poll(NULL, 0, 10);
+    }
 }
 
 static void end(struct bench *bench)
@@ -203,7 +212,7 @@ static void out_once(struct bench *bench, uint32_t payload_len)
         secy_validate(bench->far, arena, &got, 1);
         CHECK_EQUAL(got.verdict, VERDICT_IN_OK);
         CHECK_EQUAL(got.vlan, VID);
-        if (wire_get16(arena + got.at + 12) != TYPE)
+        if (wire_get16(arena + got.at + 12) != TYPE || got.len == 14 + WARM_UP)
             continue;
         CHECK_EQUAL(got.len, len);
         CHECK(memcmp(arena + got.at, frame, len) == 0);
