@@ -275,6 +275,9 @@ static void test_both_ways(unsigned workers, unsigned path)
     CHECK_EQUAL(channel_encoding_an(bench.channel), -1);
     uint8_t frame[200];
     CHECK_EQUAL(write(bench.tap, frame, user_frame(frame, 50, 1)), 64);
+    for (int ms = 0; ms < WAIT_MS && !channel_secy_counter(bench.channel, VERDICT_OUT_NO_SA); ms++)
+        (void)poll(NULL, 0, 1);
+    CHECK(channel_secy_counter(bench.channel, VERDICT_OUT_NO_SA) > 0);
     CHECK_EQUAL(channel_tx_install(bench.channel, 0, &near_key, next_pn), 0);
     CHECK_EQUAL(channel_tx_enable(bench.channel, 0), 0);
     out_once(&bench, 300);
