@@ -1,7 +1,7 @@
 """A seeded explorer of what two and three stations can go through together.
 
 Each episode draws a topology and a policy, then faults at random moments: loss, duplication,
-reordering and delay of MKPDUs, one-way silence, kill and restart of the key agreement with and
+reordering and delay of MKPDUs, slow SecYs, one-way silence, kill and restart of the key agreement with and
 without the SecY's state, SIGSTOP, SecY refusals, key chains changing, rekey commands, PN jumps,
 SAs taken away by hand, carrier loss. After each storm the wire heals and the world must be at peace again:
 
@@ -69,9 +69,11 @@ class Episode:
             "sak_lifetime_s": self.random.choice((0.0, 0.0, 30.0)),
             "delay_protection": self.random.random() < 0.2,
         }
+        slowness = self.random.choice((0.0, 0.0, 0.002, 0.1))
         for number in range(self.random.choice((2, 2, 3))):
             priority = self.random.choice((16, 16, 32, 255))
             node = self.world.add(10 + number, self.keys, priority=priority, **policy)
+            node.secy_delay_s = slowness
             node.pump()
         self.tell(
             f"{len(self.world.nodes)} stations {policy} {[n.config.priority for n in self.world.nodes]}"

@@ -6,6 +6,7 @@ installed twice, a frame in clear.
 """
 
 import heapq
+from collections import deque
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -182,6 +183,9 @@ class Node:
         self.pumping = False
         self.frozen = False
         self.backlog: list[bytes] = []
+        self.secy_delay_s = 0.0
+        self.operations: deque[object] = deque()
+        self.operating = False
         if kay:
             self.start()
 
@@ -203,6 +207,8 @@ class Node:
         """The process is gone; what it put into the SecY stays."""
         self.kay = None
         self.backlog.clear()
+        self.operations.clear()
+        self.operating = False
 
     def pump(self):
         """Drain the outputs in order and answer the SecY's operations, as the driver does."""
@@ -219,13 +225,37 @@ class Node:
                         self.facts.append(output)
                         if output.name == "sak.known":
                             self.used_keys.add(bytes.fromhex(dict(output.fields)["key_id"]))
+                    case _ if self.secy_delay_s:
+                        self.operations.append(output)
+                        if not self.operating:
+                            self._operate_later()
                     case _:
-                        reason = self.secy.apply(output)
-                        if reason is None:
-                            self.kay.succeeded(output.id, self.world.now)
-                        else:
-                            self.kay.failed(output.id, reason, self.world.now)
+                        self._operate(output)
         self.pumping = False
+
+    def _operate(self, operation):
+        reason = self.secy.apply(operation)
+        if reason is None:
+            self.kay.succeeded(operation.id, self.world.now)
+        else:
+            self.kay.failed(operation.id, reason, self.world.now)
+
+    def _operate_later(self):
+        """One operation after the other takes its time; what a killed process had ordered is never done."""
+        kay = self.kay
+        self.operating = True
+
+        def operate():
+            if self.kay is not kay:
+                return
+            if not self.frozen:
+                self._operate(self.operations.popleft())
+                self.pump()
+            self.operating = False
+            if self.operations:
+                self._operate_later()
+
+        self.world.at(self.world.now + self.secy_delay_s, operate)
 
     def freeze(self):
         """SIGSTOP: no timer runs, frames wait in the socket."""
