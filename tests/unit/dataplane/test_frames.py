@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -686,6 +687,26 @@ class TestBatch:
         out.protect_batch(batch)
         with pytest.raises(DataplaneError, match="outside its buffer"):
             out.protect_batch(batch)
+
+    def test_threads_share_a_secy(self) -> None:
+        """No packet number is used twice, whoever asks; with batches of several threads at once."""
+        out, into = pair(c_fastest, CipherSuite.GCM_AES_XPN_256, replay_window=1 << 16)
+        batches = [Batch(count_max=64, frame_size_max=100) for _ in range(64)]
+
+        def work(share: list[Batch]) -> None:
+            for batch in share:
+                for _ in range(64):
+                    batch.append(frame_of(60))
+                out.protect_batch(batch)
+
+        threads = [Thread(target=work, args=(batches[i::4],)) for i in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        wire = [bytes(batch.frame(i)) for batch in batches for i in range(64)]
+        assert {int.from_bytes(frame[16:20]) for frame in wire} == set(range(1, 4097))
+        assert set(verdicts(into.validate(wire))) == {Verdict.IN_OK}
 
     def test_unknown_backend(self) -> None:
         """A cipher that does not exist is named as such."""
