@@ -2,16 +2,16 @@
  *
  *   bench_cipher [--backend NAME] [--suite NAME] [--size N] [--quick]
  *
- * Prints JSON, one object a line:
+ * Prints JSON, one object a line, first one per measurement, then the limit (null without AVX-512):
+ *   {"backend", "suite", "direction", "size", "memory", "gbps", "mpps"}
  *   {"port_limit": {"aes128_gbps", "aes256_gbps", "aes128_bare_gbps", "aes256_bare_gbps"}}
- *   {"backend", "suite", "direction", "size", "memory", "gbps", "mpps"}       one per measurement
  * gbps counts the payload only, mpps the frames. One core, one thread.
  *
- * A measurement is the median of several short runs, and the backends take turns, run by run: the
- * machine may be shared, so figures are to be compared within one run of this program. A run walks
- * a ring of frames in batches of BATCH; every frame gets a new PN and its IV from it, an AAD of 28
- * octets before and an ICV behind its payload. "hot": the ring stays in L2. "cold": it is larger
- * than the last cache. */
+ * A measurement is the median of several short runs, and the backends and the limit take turns, run
+ * by run: the machine may be shared, so figures are to be compared within one run of this program.
+ * Time is CPU time. A run walks a ring of frames in batches of BATCH; every frame gets a new PN and
+ * its IV from it, an AAD of 28 octets before and an ICV behind its payload. "hot": the ring stays
+ * in L2. "cold": it is larger than the last cache. */
 #include "cpu.h"
 #include "gcm.h"
 
@@ -23,9 +23,10 @@ enum {
     BATCH = 64,
     AAD_LEN = 28,
     HOT_OCTETS = 128 << 10,
-    COLD_OCTETS = 96 << 20,
+    COLD_OCTETS = 48 << 20,
     BACKENDS_MAX = 8,
     RUNS_MAX = 15,
+    LIMITS_MAX = 4096, /* samples */
 };
 
 static const uint32_t sizes[] = {64, 128, 256, 512, 1024, 1500, 4096, 9000};
@@ -46,8 +47,14 @@ enum { SUITES = sizeof suites / sizeof suites[0] };
 struct options {
     const char *backend, *suite;
     uint32_t size;
-    int runs;
-    double run_s, cold_run_s;
+    int runs, cold_runs;
+    double run_s;
+};
+
+/* Samples of the limit: [128, 256 bits][full, bare] */
+struct limits {
+    double sample[2][2][LIMITS_MAX];
+    int count;
 };
 
 /* CPU time of this thread: what others run meanwhile is not counted. */
@@ -147,21 +154,16 @@ static inline __attribute__((always_inline)) __m512i limit_turns(int rounds, int
 
 static __attribute__((noinline)) double limit_gbps(int rounds, int bare)
 {
-    double best = 0; /* the limit is what the core can do: the least disturbed run */
+    const __m512i seed = _mm512_set1_epi32(rounds);
+    const double begin = now_s();
+    __m512i sink;
 
-    for (int run = 0; run < 40; run++) {
-        const double begin = now_s();
-        __m512i sink;
-        if (rounds == 10)
-            sink = bare ? limit_turns(10, 1, _mm512_set1_epi32(run)) : limit_turns(10, 0, _mm512_set1_epi32(run));
-        else
-            sink = bare ? limit_turns(14, 1, _mm512_set1_epi32(run)) : limit_turns(14, 0, _mm512_set1_epi32(run));
-        __asm__ volatile("" : : "v"(sink));
-        const double took = now_s() - begin;
-        const double gbps = LIMIT_TURNS * LIMIT_UNITS * 64 * 8.0 / took * 1e-9;
-        best = gbps > best ? gbps : best;
-    }
-    return best;
+    if (rounds == 10)
+        sink = bare ? limit_turns(10, 1, seed) : limit_turns(10, 0, seed);
+    else
+        sink = bare ? limit_turns(14, 1, seed) : limit_turns(14, 0, seed);
+    __asm__ volatile("" : : "v"(sink));
+    return LIMIT_TURNS * LIMIT_UNITS * 64 * 8.0 / (now_s() - begin) * 1e-9;
 }
 
 #if defined(__clang__)
@@ -170,23 +172,33 @@ static __attribute__((noinline)) double limit_gbps(int rounds, int bare)
 #pragma GCC pop_options
 #endif
 
-static void port_limit(void)
+static void limits_sample(struct limits *limits)
 {
-    if (!(cpu_features() & CPU_VAES512)) {
+    if (!(cpu_features() & CPU_VAES512) || limits->count == LIMITS_MAX)
+        return;
+    for (int bits = 0; bits < 2; bits++)
+        for (int bare = 0; bare < 2; bare++)
+            limits->sample[bits][bare][limits->count] = limit_gbps(bits ? 14 : 10, bare);
+    limits->count++;
+}
+#else
+static void limits_sample(struct limits *limits)
+{
+    (void)limits;
+}
+#endif
+
+static void limits_print(struct limits *limits)
+{
+    if (limits->count == 0) {
         puts("{\"port_limit\": null}");
         return;
     }
-    limit_gbps(14, 0); /* wakes the core up */
     printf("{\"port_limit\": {\"aes128_gbps\": %.1f, \"aes256_gbps\": %.1f, "
            "\"aes128_bare_gbps\": %.1f, \"aes256_bare_gbps\": %.1f}}\n",
-           limit_gbps(10, 0), limit_gbps(14, 0), limit_gbps(10, 1), limit_gbps(14, 1));
+           median(limits->sample[0][0], limits->count), median(limits->sample[1][0], limits->count),
+           median(limits->sample[0][1], limits->count), median(limits->sample[1][1], limits->count));
 }
-#else
-static void port_limit(void)
-{
-    puts("{\"port_limit\": null}");
-}
-#endif
 
 /* ---- frames ---- */
 
@@ -261,9 +273,11 @@ static double rate(struct ring *ring, const struct gcm_key *key, int open, doubl
 }
 
 static void measure(const struct options *o, const struct gcm_backend *const *backends, int count,
-                    const struct suite *suite, uint32_t size, uint8_t *arena, int cold)
+                    const struct suite *suite, uint32_t size, uint8_t *arena, int cold,
+                    struct limits *limits)
 {
     static struct gcm_key key[BACKENDS_MAX];
+    const int runs = cold ? o->cold_runs : o->runs;
     double rates[BACKENDS_MAX][2][RUNS_MAX];
     uint8_t secret[32] = {0};
     struct ring ring;
@@ -275,14 +289,15 @@ static void measure(const struct options *o, const struct gcm_backend *const *ba
     for (int b = 0; b < count; b++)
         if (gcm_key_init(&key[b], backends[b], secret, suite->key_len) != GCM_OK)
             abort();
-    for (int run = -1; run < o->runs; run++) /* run -1 warms up */
+    for (int run = cold ? 0 : -1; run < runs; run++) { /* run -1 warms up */
+        limits_sample(limits);
         for (int b = 0; b < count; b++)
             for (int open = 0; open < 2; open++)
-                rates[b][open][run < 0 ? 0 : run] =
-                    rate(&ring, &key[b], open, cold ? o->cold_run_s : o->run_s);
+                rates[b][open][run < 0 ? 0 : run] = rate(&ring, &key[b], open, o->run_s);
+    }
     for (int b = 0; b < count; b++) {
         for (int open = 0; open < 2; open++) {
-            const double fps = median(rates[b][open], o->runs);
+            const double fps = median(rates[b][open], runs);
             printf("{\"backend\": \"%s\", \"suite\": \"%s\", \"direction\": \"%s\", "
                    "\"size\": %u, \"memory\": \"%s\", \"gbps\": %.2f, \"mpps\": %.3f}\n",
                    gcm_backend_name(backends[b]), suite->name, open ? "validate" : "protect", size,
@@ -296,7 +311,8 @@ static void measure(const struct options *o, const struct gcm_backend *const *ba
 
 int main(int argc, char **argv)
 {
-    struct options o = {.runs = 5, .run_s = 1.5e-3, .cold_run_s = 6e-3};
+    struct options o = {.runs = 7, .cold_runs = 3, .run_s = 0.6e-3};
+    static struct limits limits;
     const struct gcm_backend *backends[BACKENDS_MAX];
     int count = 0;
     char note[512];
@@ -304,7 +320,8 @@ int main(int argc, char **argv)
     for (int i = 1; i < argc; i++) {
         if (strcmp(argv[i], "--quick") == 0) {
             o.runs = 3;
-            o.run_s = 0.5e-3;
+            o.cold_runs = 1;
+            o.run_s = 0.3e-3;
         } else if (i + 1 < argc && strcmp(argv[i], "--backend") == 0) {
             o.backend = argv[++i];
         } else if (i + 1 < argc && strcmp(argv[i], "--suite") == 0) {
@@ -312,7 +329,8 @@ int main(int argc, char **argv)
         } else if (i + 1 < argc && strcmp(argv[i], "--size") == 0) {
             o.size = (uint32_t)strtoul(argv[++i], NULL, 10);
         } else {
-            fprintf(stderr, "usage: bench_cipher [--backend NAME] [--suite NAME] [--size N] [--quick]\n");
+            fputs("usage: bench_cipher [--backend NAME] [--suite NAME] [--size N] [--quick]\n",
+                  stderr);
             return 2;
         }
     }
@@ -332,18 +350,18 @@ int main(int argc, char **argv)
     if (arena == NULL)
         return 1;
     memset(arena, 0x5a, COLD_OCTETS);
-    port_limit();
     for (int s = 0; s < SUITES; s++) {
         if (o.suite != NULL && strcmp(o.suite, suites[s].name) != 0)
             continue;
         for (int k = 0; k < SIZES; k++) {
             if (o.size != 0 && o.size != sizes[k])
                 continue;
-            measure(&o, backends, count, &suites[s], sizes[k], arena, 0);
+            measure(&o, backends, count, &suites[s], sizes[k], arena, 0, &limits);
             if (suites[s].xpn && suites[s].key_len == 32)
-                measure(&o, backends, count, &suites[s], sizes[k], arena, 1);
+                measure(&o, backends, count, &suites[s], sizes[k], arena, 1, &limits);
         }
     }
+    limits_print(&limits);
     free(arena);
     return 0;
 }
