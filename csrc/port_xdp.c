@@ -48,8 +48,8 @@
 
 enum {
     CHUNK = 4096,
-    RING = 2048,       /* descriptors; a power of two. All regions' frames fit */
-    RX_CHUNKS = 2048,  /* what the fill ring holds */
+    RING = 4096,       /* descriptors; a power of two. All regions' frames fit */
+    RX_CHUNKS = 4096,  /* what the fill ring holds */
     KICK_WAITS = 3,    /* ms for a device that takes nothing */
     RX_HEADROOM = 256, /* XDP_PACKET_HEADROOM: the kernel leaves it in front of each frame */
 };
