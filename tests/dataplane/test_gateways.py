@@ -319,6 +319,25 @@ async def test_carrier_follows_the_port_and_the_secy():
         await until(down, "carrier lost with the SA", 1)
 
 
+@pytest.mark.parametrize("path", PATHS)
+async def test_port_that_was_down_goes_on(path):
+    """A port that is set down and up again carries packets as before, under the same keys."""
+    async with pair(path) as (a, b):
+        assert a.ping("10.9.0.2")
+        for gateway in (a, b):
+            assert gateway.run("ip", "link", "set", "wire", "down").returncode == 0
+
+            async def down():
+                return not await a.carrier() and not await b.carrier()
+
+            await until(down, "carrier lost", 2)
+            a.run("ping", "-c", "1", "-W", "0.2", "10.9.0.2")
+            assert gateway.run("ip", "link", "set", "wire", "up").returncode == 0
+            await until(a.carrier, "carrier back", 2)
+            await until(lambda: a.ping("10.9.0.2"), "packets pass again")
+        assert (await a.secy.observe()).transmit[0].next_pn > 6
+
+
 async def test_wanting_the_same_does_nothing():
     """The same want again touches nothing; a changed one only what changed."""
     async with pair() as (a, _b):
