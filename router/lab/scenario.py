@@ -117,6 +117,38 @@ def all_scenarios() -> tuple[Scenario, ...]:
             timeout_s=300.0,
         ),
         Scenario(
+            "mka-wpa-supplicant",
+            "stock wpa_supplicant at the far end: all key sizes, both roles, rekeys, a restart",
+            topology="one-channel-gcm-128",
+            function="mka:wpa_supplicant",
+            timeout_s=300.0,
+            start_edges=("none",),
+        ),
+        Scenario(
+            "mka-wrong-keys",
+            "a wrong CAK and a wrong CKN: never secured, the cause named, nothing in clear",
+            topology="one-channel-gcm-128",
+            function="mka:wrong_keys",
+            timeout_s=300.0,
+            start_edges=("none",),
+        ),
+        Scenario(
+            "mka-three-stations",
+            "the router and two wpa_supplicants on one segment",
+            topology="three-stations",
+            function="mka:three_stations",
+            timeout_s=300.0,
+            start_edges=("none",),
+        ),
+        Scenario(
+            "mka-three-stations-xpn",
+            "the router and two of its own key daemons on one segment, with XPN",
+            topology="three-stations-xpn",
+            function="mka:three_stations",
+            timeout_s=300.0,
+            start_edges=("none",),
+        ),
+        Scenario(
             "sak-rotation",
             "SAK after SAK under load: nothing is lost, association numbers wrap, no SA stays behind",
             topology="one-channel",
@@ -140,7 +172,10 @@ def all_scenarios() -> tuple[Scenario, ...]:
             edits=(
                 ("profile: aws-dx", "profile: generic"),
                 ("mka: {priority: 16}", "mka: {priority: 16, clock_skew_s: 1}"),
-                ("    mtu: 8500\n    advertise:", "    mtu: 8500\n    bgp: {gtsm: false}\n    advertise:"),
+                (
+                    "    mtu: 8500\n    advertise:",
+                    "    mtu: 8500\n    bgp: {gtsm: false, bogons: []}\n    advertise:",
+                ),
             ),
         ),
         Scenario(

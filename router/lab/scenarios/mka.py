@@ -8,6 +8,7 @@ capture of the wire: nothing may ever have been on it in clear.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import secrets
 import signal
@@ -20,12 +21,13 @@ from typing import Any, Final
 from router.api.keyd import ask
 from router.errors import ControlError, LabError
 from router.lab.capture import cleartext_frames, protected_frames
-from router.lab.farend.mka import KeydEnd
+from router.lab.farend.mka import KeydEnd, WpaSupplicant, start_mka
 from router.lab.lab import Lab
-from router.lab.network import write_chain_key
+from router.lab.network import secured_port, write_chain_key
 from router.lab.node import Node
 from router.lab.poll import reached, until
 from router.lab.report import Report
+from router.lab.topology import Pair
 from router.lab.traffic import Outage, Prober, tcp_through
 
 START_TIMEOUT_S: Final = 60.0
@@ -45,6 +47,11 @@ class Channel:
         self.far = lab.mka_ends[self.edge.node]
         self.device = f"ms-{self.edge.channel}"
         self.keys = lab.network.config_directory / self.edge.key_directory
+
+    @property
+    def edge_node(self) -> Node:
+        """The edge's namespace."""
+        return self.lab.network.nodes[self.edge.node]
 
     @property
     def far_keyd(self) -> KeydEnd:
@@ -109,6 +116,8 @@ class Channel:
         self.report.progress("starting the router")
         self.lab.router.start()
         until(lambda: bool(self.state()), START_TIMEOUT_S, lambda: "the router's key daemon does not answer")
+        # What is measured is not the start of a whole router on one slow processor.
+        until(lambda: bool(self.lab.router.status()), START_TIMEOUT_S, lambda: "routerd does not answer")
 
     def wait_secured(self, what: str, timeout_s: float = SECURE_TIMEOUT_S) -> bool:
         """Check that it becomes secured."""
@@ -368,3 +377,229 @@ def _is_back(channel: Channel, pid: int) -> bool:
         return channel.keyd_pid() != pid and channel.state().get("port") == "secured"
     except LabError:
         return False
+
+
+# ------------------------------------------------------------------------- wpa_supplicant
+
+
+class _Case:
+    """One way to configure the other side."""
+
+    def __init__(
+        self, name: str, *, cak: int = 32, ckn: int = 32, settings: dict[str, object], server: str
+    ) -> None:
+        self.name = name
+        self.cak = secrets.token_hex(cak)
+        self.ckn = secrets.token_hex(ckn)
+        self.settings = settings
+        self.server = server
+        """`us` or `them`."""
+
+
+def wpa_supplicant(lab: Lab, report: Report) -> None:
+    """Debian's wpa_supplicant, as key server and as the other side, with keys and names of all sizes."""
+    channel = Channel(lab, report)
+    channel.start()
+    channel.wait_secured("secured with stock wpa_supplicant")
+    report.figure("wpa_supplicant", _version(channel))
+    for case in (
+        # The edge's address is the lower one, so it wins a tie.
+        _Case("CAK 256, CKN of 32 octets, equal priorities", settings={}, server="them"),
+        _Case(
+            "CAK 128, CKN of 4 octets, ours better",
+            cak=16,
+            ckn=4,
+            settings={"mka_priority": 100},
+            server="us",
+        ),
+        _Case(
+            "CAK 128, CKN of 3 octets, theirs better",
+            cak=16,
+            ckn=3,
+            settings={"mka_priority": 1},
+            server="them",
+        ),
+        _Case(
+            "CAK 256, SCI port 7, ours better", settings={"mka_priority": 200, "macsec_port": 7}, server="us"
+        ),
+    ):
+        _with_case(channel, case)
+    _rekeys(channel)
+    _kill_and_restart(channel)
+    channel.nothing_in_clear()
+
+
+def _version(channel: Channel) -> str:
+    return channel.edge_node.run("wpa_supplicant", "-v").splitlines()[0]
+
+
+def _with_case(channel: Channel, case: _Case) -> None:
+    report, far = channel.report, channel.far
+    assert isinstance(far, WpaSupplicant)
+    report.progress(case.name)
+    far.stop()
+    channel.only_key(channel.keys, case.ckn, case.cak)
+    channel.only_key(far.keys, case.ckn, case.cak)
+    channel.reload()
+    far.start(**case.settings)
+    far.ready()
+    if not channel.wait_secured(case.name):
+        return
+    state = channel.state()
+    principal = next((p for p in state["participants"] if p["principal"]), None)
+    server = str(principal["key_server"]) if principal else ""
+    who = "us" if server == state["sci"] else "them"
+    report.check(f"{case.name}: key server", who == case.server, f"{who} ({server})")
+    transmit, receive, _ = channel.sas(channel.edge_node, "macsec0")
+    report.check(f"{case.name}: both have SAs", transmit and receive, f"edge tx {transmit} rx {receive}")
+    with channel.probes(case.name):
+        stream = tcp_through(channel.lab.network.router, channel.edge_node, channel.edge.ipv4.own, 4 << 20)
+    report.check(f"{case.name}: TCP", stream.octets == 4 << 20, f"{stream.mbps:.0f} Mbit/s")
+
+
+def _rekeys(channel: Channel) -> None:
+    """As key server: by command and by packet numbers, ours and theirs."""
+    lab, report = channel.lab, channel.report
+
+    def command() -> None:
+        ask(lab.router.run_directory, verb="rekey", channel=channel.edge.channel)
+
+    def ours() -> None:
+        channel.set_pn(lab.network.router, channel.device, 0xC000_0001, xpn=False)
+
+    def theirs() -> None:
+        channel.set_pn(channel.edge_node, "macsec0", 0xC000_0001, xpn=False)
+
+    for name, cause in (("by command", command), ("by our packet numbers", ours), ("by theirs", theirs)):
+        until(lambda: _router_settled(channel), 20.0, lambda: "the last rotation does not end")
+        before = channel.current()
+        with channel.probes(f"rekey {name}"):
+            cause()
+            seconds = reached(lambda b=before: channel.current() not in {"", b}, 20.0, 0.05)  # type: ignore[misc]
+            reached(lambda: _router_settled(channel), 10.0)
+        report.check(f"rekey {name}: another key is in use", seconds is not None, channel.current())
+
+
+def _kill_and_restart(channel: Channel) -> None:
+    """The peer dies without a word and comes back with another member identifier."""
+    far, report = channel.far, channel.report
+    assert isinstance(far, WpaSupplicant)
+    far.kill()
+    closed = reached(lambda: channel.state().get("port") == "closed", 15.0)
+    report.check(
+        "peer killed: closed within its life time and a little",
+        closed is not None,
+        f"after {closed or -1:.1f} s",
+    )
+    report.figure("peer_killed_closed_after", round(closed or -1, 1), "s")
+    channel.edge_node.run("ip", "link", "delete", "macsec0", check=False)
+    far.start()
+    far.ready()
+    channel.wait_secured("peer restarted: secured again")
+
+
+def wrong_keys(lab: Lab, report: Report) -> None:
+    """A wrong CAK, then a wrong CKN: never secured, the cause named; put right, secured at once."""
+    channel = Channel(lab, report)
+    far = channel.far
+    assert isinstance(far, WpaSupplicant)
+    good = far.keys_on_disk()[0]
+    ckn, cak = str(good["ckn"]), str(good["cak"])
+    wrong = secrets.token_hex(len(cak) // 2)
+    channel.only_key(channel.keys, ckn, wrong)
+    channel.start()
+    channel.never_secured("wrong CAK: never secured")
+    named = reached(lambda: "CAKs differ" in str(channel.state().get("reason")), 10.0)
+    report.check("wrong CAK: named as the cause", named is not None, str(channel.state().get("reason")))
+    said = lab.network.router.run(
+        *lab.router.command(
+            "keys", "explain", channel.edge.channel, "--run-dir", str(lab.router.run_directory)
+        ),
+        check=False,
+    )
+    report.check("`keys explain` says it first", "CAKs differ" in said.splitlines()[0], said.splitlines()[0])
+    channel.only_key(channel.keys, secrets.token_hex(32), cak)
+    channel.reload()
+    channel.never_secured("wrong CKN: never secured")
+    named = reached(lambda: ckn in str(channel.state().get("reason")), 10.0)
+    report.check("wrong CKN: the peer's is named", named is not None, str(channel.state().get("reason")))
+    for name, path in lab.stop_captures().items():
+        clear, protected = cleartext_frames(path), protected_frames(path)
+        report.check(f"wire {name}: not one data frame so far", not clear and not protected,
+                     f"{len(clear)} in clear, {protected} protected")  # fmt: skip
+    lab.start_captures()
+    channel.only_key(channel.keys, ckn, cak)
+    channel.reload()
+    channel.wait_secured("the right key: secured without a restart")
+    channel.nothing_in_clear()
+
+
+# ------------------------------------------------------------------------- a shared segment
+
+
+def three_stations(lab: Lab, report: Report) -> None:
+    """Three members on a bridge: each talks to each, a station leaves and comes back."""
+    network, edge = lab.network, lab.topology.edges[0]
+    xpn = "xpn" in edge.suite
+    switch = network.nodes["sw"]
+    # 01-80-C2-00-00-03 is bit 3: bridges keep it from being forwarded unless told otherwise.
+    switch.batch(
+        [
+            "link add bridge type bridge group_fwd_mask 8",
+            *(f"link set {port} master bridge" for port in ("pe1", "pe2", "r")),
+            "link set bridge mtu 9100 up",
+        ]
+    )
+    channel = Channel(lab, report)
+    second = dataclasses.replace(
+        edge,
+        node="pe2",
+        ipv4=Pair("169.254.11.5", "169.254.11.1", 30),
+        ipv6=Pair("fd00:11::5", "fd00:11::1", 126),
+    )
+    network.nodes["pe2"].sysctl(**{f"ipv6__conf__{edge.port}__disable_ipv6": 1})
+    if xpn:
+        network.nodes["pe2"].batch(
+            [
+                f"link add link {edge.port} macsec0 type macsec port 1 cipher {edge.suite} encrypt on send_sci on validate strict replay on window 0",
+                *secured_port(second),
+            ]
+        )
+    other = start_mka(network, [second])["pe2"]
+    channel.start()
+    channel.wait_secured("the router and the first station")
+    # A subnet of all three: what the router's reconciler does not own it leaves alone.
+    stations = {
+        "r": ("192.0.2.1", "a1.1101"),
+        "pe1": ("192.0.2.2", "vlan1101"),
+        "pe2": ("192.0.2.3", "vlan1101"),
+    }
+    for node, (address, device) in stations.items():
+        network.nodes[node].batch([f"address add {address}/24 dev {device}"])
+
+    def all_talk() -> bool:
+        return all(
+            " 1 received" in network.nodes[one].run("ping", "-q", "-c1", "-W1", stations[to][0], check=False)
+            for one, to in (("r", "pe1"), ("r", "pe2"), ("pe1", "pe2"))
+        )
+
+    seconds = reached(all_talk, SECURE_TIMEOUT_S, 0.2)
+    report.check("each talks to each", seconds is not None, f"after {seconds or -1:.1f} s")
+    live = sum(peer["live"] for p in channel.state()["participants"] for peer in p["peers"])
+    report.check("two live peers", live == 2, f"{live}")
+    transmit, receive, scs = channel.sas(network.router, channel.device)
+    report.check("two receive SCs", scs == 2, f"tx {transmit}, rx {receive}")
+    other.kill()
+    gone = reached(lambda: channel.sas(network.router, channel.device)[2] == 1, 20.0, 0.2)
+    report.check("a station dies: its SC goes", gone is not None, f"after {gone or -1:.1f} s")
+    report.check("the other two go on", channel.passes(), "")
+    if isinstance(other, WpaSupplicant):
+        network.nodes["pe2"].run("ip", "link", "delete", "macsec0", check=False)
+    other.start()
+    if isinstance(other, WpaSupplicant):
+        other.ready()
+        network.nodes["pe2"].batch([f"address add {stations['pe2'][0]}/24 dev vlan1101"])
+    back = reached(all_talk, SECURE_TIMEOUT_S, 0.2)
+    report.check("it comes back: each talks to each", back is not None, f"after {back or -1:.1f} s")
+    other.stop()
+    channel.nothing_in_clear()
