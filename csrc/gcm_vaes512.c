@@ -63,6 +63,7 @@ enum {
     SHORT_AAD = 32,      /* octets: this much is hashed with the data, more beforehand */
     POWERS = 128,        /* H^128 .. H^1 */
     POWERS_PAD = 8,      /* read beside H^1, met only by zero blocks */
+    GROUPS_AHEAD = 3,    /* whose lines are asked for, where a frame is but one step */
     TURN = 8,            /* units in a turn of solo */
     TURN_OCTETS = TURN * UNIT,
     REST = 2 * 16,       /* more octets than this are left over from the turns: see solo_turn */
@@ -590,6 +591,17 @@ INLINE void step(const struct vaes512_key *key, const struct group *g, struct ci
     }
 }
 
+/* Asks for the lines of a group that comes later, those at the offset at which this one works: so
+ * all of it will have been asked for in time. */
+INLINE void prefetch(const struct group *next, uint32_t at, struct plan plan)
+{
+    UNROLL for (int f = 0; f < plan.frames; f++)
+    {
+        UNROLL for (int w = 0; w < plan.width + plan.single; w++)
+            _mm_prefetch((const char *)next->data[f] + at + w * UNIT, _MM_HINT_T0);
+    }
+}
+
 /* `groups` times plan.frames frames: of `ops`, all of the same lengths; or else (plan.same is 0)
  * one group, the frames of `list`, which have the same number of chunks.
  *
@@ -607,7 +619,10 @@ INLINE void stream(const struct vaes512_key *key, struct gcm_op *ops, struct gcm
 
     for (size_t i = 0; i < groups; i++) {
         g = group_of(ops, list, i, plan);
+        const size_t later = i + (plan.single ? GROUPS_AHEAD : 1);
+        const struct group next = group_of(ops, list, later < groups ? later : i, plan);
         cipher_begin(key, &c, &g, plan);
+        prefetch(&next, 0, plan);
         if (plan.open) {
             hash_begin(key, &hash, &g, plan);
             step(key, &g, &c, &g, &hash, &lengths, plan, MASKED, MASKED, 1, plan.single);
@@ -623,12 +638,15 @@ INLINE void stream(const struct vaes512_key *key, struct gcm_op *ops, struct gcm
         }
         UNROLL for (int q = 0; q < plan.frames / 4; q++) j0[q] = c.j0[q];
         while (!plan.single && c.at < g.end) {
-            while (c.at + stride <= g.whole && hash.at < hash.chunk_end)
+            while (c.at + stride <= g.whole && hash.at < hash.chunk_end) {
+                prefetch(&next, c.at, plan);
                 step(key, &g, &c, &g, &hash, NULL, plan, WHOLE, WHOLE, 0, 0);
+            }
             if (hash.at >= hash.chunk_end) {
                 hash_end_chunk(key, &hash, &g, &lengths, plan);
                 hash_begin_chunk(&hash, &g, plan);
             } else if (c.at < g.end) {
+                prefetch(&next, c.at, plan);
                 step(key, &g, &c, &g, &hash, NULL, plan, MASKED, MASKED, 0, 0);
             }
         }
