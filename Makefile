@@ -19,13 +19,13 @@ demo: setup  ## four protected channels in the lab, with a final table
 	$(SUDO) $(BIN)/lastmile lab run four-channels
 
 test: setup test-c  ## all tests: C, units, kernel, live peers, lab scenarios
-	$(SUDO) $(BIN)/pytest
+	$(SUDO) $(BIN)/pytest -n 2 --dist worksteal
 
 test-unit: setup  ## pure cores, without root, under a minute
-	$(BIN)/pytest tests/unit
+	$(BIN)/pytest -n 2 tests/unit
 
 test-lab: setup  ## the scenarios, in the guest or on this kernel
-	$(SUDO) $(BIN)/pytest tests/lab
+	$(SUDO) $(BIN)/pytest -n 2 --dist worksteal tests/lab
 
 test-c: setup  ## the C tests under ASan and UBSan
 	$(MAKE) -C csrc test
