@@ -25,15 +25,13 @@ unsigned cpu_features(void)
     unsigned features = 0;
     uint64_t saved;
 
-    if (!__get_cpuid(1, &a, &b, &c, &d) ||
-        !has(c, bit_AES | bit_PCLMUL | bit_SSSE3 | bit_SSE4_1))
+    if (!__get_cpuid(1, &a, &b, &c, &d) || !has(c, bit_AES | bit_PCLMUL | bit_SSSE3 | bit_SSE4_1))
         return 0;
     features |= CPU_AESNI;
     if (!has(c, bit_OSXSAVE | bit_AVX) || !__get_cpuid_count(7, 0, &a, &b7, &c7, &d7))
         return features;
     saved = xcr0();
-    if ((saved & XCR0_AVX) != XCR0_AVX || !has(b7, bit_AVX2) ||
-        !has(c7, bit_VAES | bit_VPCLMULQDQ))
+    if ((saved & XCR0_AVX) != XCR0_AVX || !has(b7, bit_AVX2) || !has(c7, bit_VAES | bit_VPCLMULQDQ))
         return features;
     features |= CPU_VAES256;
     if ((saved & XCR0_AVX512) == XCR0_AVX512 &&

@@ -32,14 +32,14 @@
 #include <stdint.h>
 #include <string.h>
 
-#define GCM_IV_LEN 12
-#define GCM_TAG_LEN 16
-#define GCM_KEY_STATE 5376 /* octets of backend state in a key; each backend asserts that it fits */
+#define GCM_IV_LEN    12
+#define GCM_TAG_LEN   16
+#define GCM_KEY_STATE 5376 /* octets of a backend's state; each asserts that its own fits */
 
 enum gcm_error {
     GCM_OK = 0,
-    GCM_E_KEY_LEN = -1, /* a key is 16 or 32 octets */
-    GCM_E_BACKEND = -2, /* the backend could not set the key up (out of memory in libcrypto) */
+    GCM_E_KEY_LEN = -1,  /* a key is 16 or 32 octets */
+    GCM_E_BACKEND = -2,  /* the backend could not set the key up (out of memory in libcrypto) */
     GCM_E_SELFTEST = -3, /* a backend computed a wrong answer */
 };
 

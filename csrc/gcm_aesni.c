@@ -7,20 +7,21 @@
 #include "cpu.h"
 
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("aes,pclmul,ssse3,sse4.1"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("aes,pclmul,ssse3,sse4.1"))),                   \
+                             apply_to = function)
 #else
 #pragma GCC push_options
 #pragma GCC target("aes,pclmul,ssse3,sse4.1")
 #endif
 #include <immintrin.h>
 
-#define LANES 1
-#define V __m128i
-#define V_ZERO _mm_setzero_si128()
-#define V_XOR _mm_xor_si128
-#define V_AESENC _mm_aesenc_si128
-#define V_AESENCLAST _mm_aesenclast_si128
-#define V_CLMUL _mm_clmulepi64_si128
+#define LANES            1
+#define V                __m128i
+#define V_ZERO           _mm_setzero_si128()
+#define V_XOR            _mm_xor_si128
+#define V_AESENC         _mm_aesenc_si128
+#define V_AESENCLAST     _mm_aesenclast_si128
+#define V_CLMUL          _mm_clmulepi64_si128
 #define V_SWAP_HALVES(x) _mm_shuffle_epi32(x, 0x4e)
 
 static inline __m128i v_load(const void *at)
@@ -51,8 +52,7 @@ static inline __m128i v_add_lanes(__m128i x)
 
 static inline __m128i v_byte_swap(__m128i x)
 {
-    return _mm_shuffle_epi8(x,
-                            _mm_set_epi8(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
+    return _mm_shuffle_epi8(x, _mm_set_epi8(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
 }
 
 /* iv with the counters n, n+1, .. xored into the last words */

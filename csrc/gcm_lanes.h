@@ -8,7 +8,7 @@
 #include "aes_inline.h"
 
 enum {
-    TURN = 8,                      /* registers */
+    TURN = 8, /* registers */
     TURN_BLOCKS = TURN * LANES,
     TURN_OCTETS = TURN_BLOCKS * AES_BLOCK,
 };
@@ -24,8 +24,7 @@ _Static_assert(sizeof(struct lanes_key) <= GCM_KEY_STATE, "the state must fit in
 
 INLINE __m128i byte_swap(__m128i x)
 {
-    return _mm_shuffle_epi8(x,
-                            _mm_set_epi8(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
+    return _mm_shuffle_epi8(x, _mm_set_epi8(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
 }
 
 INLINE __m128i swap_halves(__m128i x)
@@ -162,9 +161,8 @@ INLINE void key_stream(const struct lanes_key *key, __m128i iv, uint32_t n, __m1
             const V rk = v_broadcast(key->rk[r]);
             UNROLL for (int j = 0; j < TURN / 2; j++) s[j] = V_AESENC(s[j], rk);
         }
-        UNROLL for (int j = 0; j < TURN / 2; j++)
-            v_store(&stream[i + (uint32_t)(j * LANES)],
-                    V_AESENCLAST(s[j], v_broadcast(key->rk[rounds])));
+        UNROLL for (int j = 0; j < TURN / 2; j++) v_store(
+            &stream[i + (uint32_t)(j * LANES)], V_AESENCLAST(s[j], v_broadcast(key->rk[rounds])));
     }
 }
 

@@ -58,7 +58,8 @@ static int run(EVP_CIPHER_CTX *ctx, struct gcm_op *op, int encrypt)
            EVP_CipherInit_ex(ctx, NULL, NULL, NULL, op->iv, encrypt) == 1 &&
            (encrypt ||
             EVP_CIPHER_CTX_ctrl(ctx, EVP_CTRL_AEAD_SET_TAG, GCM_TAG_LEN, op->tag) == 1) &&
-           (op->aad_len == 0 || EVP_CipherUpdate(ctx, NULL, &len, op->aad, (int)op->aad_len) == 1) &&
+           (op->aad_len == 0 ||
+            EVP_CipherUpdate(ctx, NULL, &len, op->aad, (int)op->aad_len) == 1) &&
            (op->data_len == 0 ||
             EVP_CipherUpdate(ctx, op->data, &len, op->data, (int)op->data_len) == 1) &&
            EVP_CipherFinal_ex(ctx, (uint8_t[16]){0}, &len) == 1 &&

@@ -15,13 +15,13 @@
 #endif
 #include <immintrin.h>
 
-#define LANES 2
-#define V __m256i
-#define V_ZERO _mm256_setzero_si256()
-#define V_XOR _mm256_xor_si256
-#define V_AESENC _mm256_aesenc_epi128
-#define V_AESENCLAST _mm256_aesenclast_epi128
-#define V_CLMUL _mm256_clmulepi64_epi128
+#define LANES            2
+#define V                __m256i
+#define V_ZERO           _mm256_setzero_si256()
+#define V_XOR            _mm256_xor_si256
+#define V_AESENC         _mm256_aesenc_epi128
+#define V_AESENCLAST     _mm256_aesenclast_epi128
+#define V_CLMUL          _mm256_clmulepi64_epi128
 #define V_SWAP_HALVES(x) _mm256_shuffle_epi32(x, 0x4e)
 
 static inline __m256i v_load(const void *at)
@@ -52,9 +52,8 @@ static inline __m128i v_add_lanes(__m256i x)
 
 static inline __m256i v_byte_swap(__m256i x)
 {
-    return _mm256_shuffle_epi8(
-        x, _mm256_broadcastsi128_si256(
-               _mm_set_epi8(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15)));
+    return _mm256_shuffle_epi8(x, _mm256_broadcastsi128_si256(_mm_set_epi8(
+                                      0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15)));
 }
 
 /* iv with the counters n, n+1, .. xored into the last words */

@@ -32,8 +32,9 @@
 #include "cpu.h"
 
 #if defined(__clang__)
-#pragma clang attribute push(                                                                     \
-    __attribute__((target("aes,pclmul,avx2,bmi2,vaes,vpclmulqdq,avx512f,avx512bw,avx512dq,avx512vl"))), \
+#pragma clang attribute push(                                                                      \
+    __attribute__((                                                                                \
+        target("aes,pclmul,avx2,bmi2,vaes,vpclmulqdq,avx512f,avx512bw,avx512dq,avx512vl"))),       \
     apply_to = function)
 #else
 #pragma GCC push_options
@@ -46,28 +47,28 @@
 
 /* Compilers like to gather the instructions of one kind. What stands interleaved here is meant to
  * stay so: this is a barrier that costs nothing. */
-#define KEEP_ORDER(s)                                                                             \
-    __asm__ volatile("" : "+v"((s)[0]), "+v"((s)[1]), "+v"((s)[2]), "+v"((s)[3]), "+v"((s)[4]),    \
-                     "+v"((s)[5]), "+v"((s)[6]), "+v"((s)[7]))
-
+#define KEEP_ORDER(s)                                                                              \
+    __asm__ volatile(""                                                                            \
+                     : "+v"((s)[0]), "+v"((s)[1]), "+v"((s)[2]), "+v"((s)[3]), "+v"((s)[4]),       \
+                       "+v"((s)[5]), "+v"((s)[6]), "+v"((s)[7]))
 
 enum {
-    UNIT = 64,           /* octets */
-    SLOTS_MAX = 8,       /* units in a step: two of each of four frames, one of each of eight */
+    UNIT = 64,     /* octets */
+    SLOTS_MAX = 8, /* units in a step: two of each of four frames, one of each of eight */
     FRAMES_MAX = 8,
     WIDTH_MAX = 2,
     QUADS_MAX = FRAMES_MAX / 4, /* what is done once a frame is done for four at a time */
-    CHUNK = 24,          /* units between two reductions of a long frame */
-    LAST_CHUNK = 31,     /* units: 124 blocks + 2 of AAD + 1 of lengths */
-    CHUNKS_MAX = 6,      /* chunks of the longest frame that goes into a quad */
-    SHORT_AAD = 32,      /* octets: this much is hashed with the data, more beforehand */
-    POWERS = 128,        /* H^128 .. H^1 */
-    POWERS_PAD = 8,      /* read beside H^1, met only by zero blocks */
-    GROUPS_AHEAD = 3,    /* whose lines are asked for, where a frame is but one step */
-    TURN = 8,            /* units in a turn of solo */
+    CHUNK = 24,                 /* units between two reductions of a long frame */
+    LAST_CHUNK = 31,            /* units: 124 blocks + 2 of AAD + 1 of lengths */
+    CHUNKS_MAX = 6,             /* chunks of the longest frame that goes into a quad */
+    SHORT_AAD = 32,             /* octets: this much is hashed with the data, more beforehand */
+    POWERS = 128,               /* H^128 .. H^1 */
+    POWERS_PAD = 8,             /* read beside H^1, met only by zero blocks */
+    GROUPS_AHEAD = 3,           /* whose lines are asked for, where a frame is but one step */
+    TURN = 8,                   /* units in a turn of solo */
     TURN_OCTETS = TURN * UNIT,
-    REST = 2 * 16,       /* more octets than this are left over from the turns: see solo_turn */
-    LEFTOVER_UNITS = 8,  /* up to this length an incomplete quad beats solo */
+    REST = 2 * 16,      /* more octets than this are left over from the turns: see solo_turn */
+    LEFTOVER_UNITS = 8, /* up to this length an incomplete quad beats solo */
 };
 
 struct vaes512_key {
@@ -343,8 +344,7 @@ INLINE void hash_begin(const struct vaes512_key *key, struct hash *hash, const s
     int short_aad = g->op[0]->aad_len <= SHORT_AAD;
 
     if (!plan.same) {
-        UNROLL for (int f = 1; f < plan.frames; f++)
-            short_aad &= g->op[f]->aad_len <= SHORT_AAD;
+        UNROLL for (int f = 1; f < plan.frames; f++) short_aad &= g->op[f]->aad_len <= SHORT_AAD;
     }
     hash->at = 0;
     hash->chunks = plan.single ? 1 : chunks(g->end);
@@ -353,8 +353,8 @@ INLINE void hash_begin(const struct vaes512_key *key, struct hash *hash, const s
         __m128i y[FRAMES_MAX];
         for (int f = 0; f < plan.frames; f++)
             y[f] = _mm512_castsi512_si128(hash_aad(key, g->op[f]->aad, g->op[f]->aad_len));
-        UNROLL for (int q = 0; q < plan.frames / 4; q++)
-            hash->digest[q] = four_blocks(y[4 * q], y[4 * q + 1], y[4 * q + 2], y[4 * q + 3]);
+        UNROLL for (int q = 0; q < plan.frames / 4; q++) hash->digest[q] =
+            four_blocks(y[4 * q], y[4 * q + 1], y[4 * q + 2], y[4 * q + 3]);
     }
     hash_begin_chunk(hash, g, plan);
 }
@@ -369,8 +369,7 @@ INLINE __m512i pair_lanes(__m512i a, __m512i b)
 /* and two of that form to one lane a frame: */
 INLINE __m512i quad_lanes(__m512i ab, __m512i cd)
 {
-    return _mm512_xor_si512(_mm512_shuffle_i64x2(ab, cd, 0x88),
-                            _mm512_shuffle_i64x2(ab, cd, 0xdd));
+    return _mm512_xor_si512(_mm512_shuffle_i64x2(ab, cd, 0x88), _mm512_shuffle_i64x2(ab, cd, 0xdd));
 }
 
 /* The sums of the frames f and f+1, with their short AADs if those have not been hashed before. An
@@ -480,8 +479,8 @@ INLINE void cipher_begin(const struct vaes512_key *key, struct cipher *c, const 
     UNROLL for (int q = 0; q < plan.frames / 4; q++)
     {
         __m512i *iv = &c->iv[4 * q];
-        UNROLL for (int f = 0; f < 4; f++)
-            iv[f] = _mm512_xor_si512(iv_blocks(g->op[4 * q + f]), key->rk[0]);
+        UNROLL for (int f = 0; f < 4; f++) iv[f] =
+            _mm512_xor_si512(iv_blocks(g->op[4 * q + f]), key->rk[0]);
         /* J0: the IVs of four frames, each with counter 1 */
         c->j0[q] = _mm512_mask_mov_epi64(iv[0], 0x0c, iv[1]);
         c->j0[q] = _mm512_mask_mov_epi64(c->j0[q], 0x30, iv[2]);
@@ -517,8 +516,8 @@ INLINE void step(const struct vaes512_key *key, const struct group *g, struct ci
         {
             __m512i n = counter_blocks(c->counter);
             c->counter = count_on(c->counter, 4);
-            UNROLL for (int f = 0; f < plan.frames; f++)
-                s[f * width + w] = _mm512_xor_si512(c->iv[f], n);
+            UNROLL for (int f = 0; f < plan.frames; f++) s[f * width + w] =
+                _mm512_xor_si512(c->iv[f], n);
             mask[w] = unit_mask((int64_t)g->len[0] - c->at - w * UNIT);
         }
         if (first) {
@@ -539,8 +538,8 @@ INLINE void step(const struct vaes512_key *key, const struct group *g, struct ci
             __m512i rk = key->rk[r];
             UNROLL for (int i = 0; i < slots; i++) s[i] = _mm512_aesenc_epi128(s[i], rk);
             if (first) {
-                UNROLL for (int q = 0; q < plan.frames / 4; q++)
-                    j0[q] = _mm512_aesenc_epi128(j0[q], rk);
+                UNROLL for (int q = 0; q < plan.frames / 4; q++) j0[q] =
+                    _mm512_aesenc_epi128(j0[q], rk);
             }
             KEEP_ORDER(s);
         }
@@ -549,8 +548,7 @@ INLINE void step(const struct vaes512_key *key, const struct group *g, struct ci
             if (hashed && i * hash_rounds / slots == r - 1) {
                 const int f = i / width, w = i % width;
                 const __mmask64 m =
-                    plan.same ? hash_mask[w]
-                              : unit_mask((int64_t)hg->len[f] - hash->at - w * UNIT);
+                    plan.same ? hash_mask[w] : unit_mask((int64_t)hg->len[f] - hash->at - w * UNIT);
                 __m512i x = byte_swap(load_unit(hg->data[f] + hash->at + w * UNIT, hashed, m));
                 if (plan.same) {
                     multiply_add(&hash->sums[f], x, power[w], folded[w]);
@@ -580,8 +578,8 @@ INLINE void step(const struct vaes512_key *key, const struct group *g, struct ci
                 _mm512_mask_storeu_epi8(data, m, s[i]);
         }
         if (first) {
-            UNROLL for (int q = 0; q < plan.frames / 4; q++)
-                c->j0[q] = _mm512_aesenclast_epi128(j0[q], rk);
+            UNROLL for (int q = 0; q < plan.frames / 4; q++) c->j0[q] =
+                _mm512_aesenclast_epi128(j0[q], rk);
         }
         c->at += (uint32_t)width * UNIT;
     }
@@ -664,9 +662,9 @@ INLINE void stream(const struct vaes512_key *key, struct gcm_op *ops, struct gcm
 
 /* ---- solo: one frame of any length ---- */
 
-/* One turn of solo: AES of the eight units at `data`, between its rounds GHASH of the eight units of
- * ciphertext at `text`: the same ones when opening, those of the turn before when sealing. Both are
- * bound to a few pipes of the core, but not to the same, so neither may wait for the other.
+/* One turn of solo: AES of the eight units at `data`, between its rounds GHASH of the eight units
+ * of ciphertext at `text`: the same ones when opening, those of the turn before when sealing. Both
+ * are bound to a few pipes of the core, but not to the same, so neither may wait for the other.
  *
  * Whole turns hash each lane by itself: four interleaved hashes in H^4, so a turn ends with one
  * reduction of all lanes and no shuffling across them. What follows the turns joins them: its
@@ -683,8 +681,8 @@ INLINE __m512i solo_turn(const struct vaes512_key *key, __m512i iv, uint32_t n, 
          * but for two lanes that have a carry. */
         __m512i low = _mm512_xor_si512(iv, counter_base(n, n));
         __m512i carried = _mm512_xor_si512(iv, counter_base(n, n + 4 * TURN));
-        UNROLL for (int i = 0; i < TURN; i++)
-            s[i] = _mm512_xor_si512(i < TURN - 1 ? low : carried, turn_counters[i]);
+        UNROLL for (int i = 0; i < TURN; i++) s[i] =
+            _mm512_xor_si512(i < TURN - 1 ? low : carried, turn_counters[i]);
     }
     UNROLL for (int r = 1; r < rounds; r++)
     {
@@ -744,8 +742,8 @@ INLINE void solo(const struct vaes512_key *key, struct gcm_op *op, int rounds, i
     struct sums sums = no_sums();
     int32_t e = (int32_t)blocks(left) + 1;
     for (; left > 0; left -= left < 2 * UNIT ? left : 2 * UNIT, data += 2 * UNIT, n += 8) {
-        UNROLL for (int i = 0; i < 2; i++)
-            s[i] = _mm512_xor_si512(iv, counter_blocks(counters(n + 4 * (uint32_t)i)));
+        UNROLL for (int i = 0; i < 2; i++) s[i] =
+            _mm512_xor_si512(iv, counter_blocks(counters(n + 4 * (uint32_t)i)));
         aes_units(key, s, 2, rounds);
         UNROLL for (int i = 0; i < 2; i++)
         {
@@ -762,8 +760,7 @@ INLINE void solo(const struct vaes512_key *key, struct gcm_op *op, int rounds, i
     /* Without data the AAD's digest has not been used yet: it meets the length block. */
     multiply_add(&sums, _mm512_xor_si512(_mm512_zextsi128_si512(length_block(op)), y),
                  powers(key, 1), powers_folded(key, 1));
-    __m128i tag = _mm512_castsi512_si128(
-        _mm512_xor_si512(byte_swap(add_lanes(reduce(&sums))), j0));
+    __m128i tag = _mm512_castsi512_si128(_mm512_xor_si512(byte_swap(add_lanes(reduce(&sums))), j0));
     if (open) {
         __m128i sent = _mm_loadu_si128((const __m128i *)op->tag);
         op->ok = 1;

@@ -103,18 +103,21 @@ static inline __attribute__((always_inline)) __m512i limit_turns(int rounds, int
     const __m512i swap = _mm512_xor_si512(seed, _mm512_set1_epi8(7));
     const __m512i one = _mm512_set1_epi32(1);
 
-    UNROLL for (int i = 0; i < LIMIT_UNITS; i++) state[i] = text[i] = _mm512_add_epi32(seed, _mm512_set1_epi32(i));
+    UNROLL for (int i = 0; i < LIMIT_UNITS; i++) state[i] = text[i] =
+        _mm512_add_epi32(seed, _mm512_set1_epi32(i));
     for (int turn = 0; turn < LIMIT_TURNS; turn++) {
         __m512i lo = y, mid = y, hi = y;
         UNROLL for (int i = 0; i < LIMIT_UNITS; i++)
         {
-            __m512i s = bare ? state[i] : _mm512_xor_si512(_mm512_shuffle_epi8(counter, swap), seed);
+            __m512i s =
+                bare ? state[i] : _mm512_xor_si512(_mm512_shuffle_epi8(counter, swap), seed);
             counter = bare ? counter : _mm512_add_epi32(counter, one);
             state[i] = s;
         }
         UNROLL for (int r = 1; r < rounds; r++)
         {
-            UNROLL for (int i = 0; i < LIMIT_UNITS; i++) state[i] = _mm512_aesenc_epi128(state[i], seed);
+            UNROLL for (int i = 0; i < LIMIT_UNITS; i++) state[i] =
+                _mm512_aesenc_epi128(state[i], seed);
         }
         UNROLL for (int i = 0; i < LIMIT_UNITS; i++)
         {
@@ -197,7 +200,8 @@ static void limits_print(struct limits *limits)
     printf("{\"port_limit\": {\"aes128_gbps\": %.1f, \"aes256_gbps\": %.1f, "
            "\"aes128_bare_gbps\": %.1f, \"aes256_bare_gbps\": %.1f}}\n",
            median(limits->sample[0][0], limits->count), median(limits->sample[1][0], limits->count),
-           median(limits->sample[0][1], limits->count), median(limits->sample[1][1], limits->count));
+           median(limits->sample[0][1], limits->count),
+           median(limits->sample[1][1], limits->count));
 }
 
 /* ---- frames ---- */

@@ -15,8 +15,8 @@
 #include <unistd.h>
 
 enum {
-    LEN_MAX = 9216,  /* octets of data or AAD */
-    BATCH_MAX = 64,  /* ops */
+    LEN_MAX = 9216,           /* octets of data or AAD */
+    BATCH_MAX = 64,           /* ops */
     ROOM = 2 * LEN_MAX + 256, /* octets for one op with its margins */
     LINE_MAX_LEN = 65536,
 };
@@ -587,8 +587,8 @@ int main(int argc, char **argv)
 {
     const int random_only = argc >= 3 && strcmp(argv[1], "--random") == 0;
     const uint64_t batches = random_only ? strtoull(argv[2], NULL, 0) : 0;
-    const char *vectors = getenv("GCM_VECTORS") ? getenv("GCM_VECTORS")
-                                                : "../tests/vectors/gcm.txt";
+    const char *vectors =
+        getenv("GCM_VECTORS") ? getenv("GCM_VECTORS") : "../tests/vectors/gcm.txt";
 
     if (random_only && argc >= 4)
         random_state = strtoull(argv[3], NULL, 0) | 1;
