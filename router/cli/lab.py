@@ -8,7 +8,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
@@ -173,7 +173,7 @@ def status(as_json: Json = False) -> None:
             else:
                 typer.echo("no lab is up")
             raise typer.Exit(1)
-        argv = [sys.executable, "-m", "router.cli.main", "status", "--run-dir", str(WORK / "router" / "run")]
+        argv = [sys.executable, "-m", "router.cli.main", "status", "--run-dir", str(WORK / _ROUTER_RUN)]
         out: list[bytes] = []
         code = holder.run(
             [*argv, *(["--json"] if as_json else [])], lambda fd, data: out.append(data) if fd == 1 else None
@@ -199,6 +199,10 @@ def status(as_json: Json = False) -> None:
     raise typer.Exit(code)
 
 
+_ROUTER_RUN: Final = Path("router/run")
+_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
 @app.command("exec")
 def exec_(
     node: Annotated[str, typer.Argument(help="A node of the lab, as `lab status` lists them.")],
@@ -206,6 +210,7 @@ def exec_(
 ) -> None:
     """Run a command in a node of the lab that is up; its exit status is ours."""
     from router.lab import holder
+    from router.lab.machine import WORK
 
     def sink(descriptor: int, data: bytes) -> None:
         stream = sys.stdout if descriptor == 1 else sys.stderr
@@ -219,5 +224,10 @@ def exec_(
         if node not in there.nodes:
             raise LabError(f"there is no node {node!r}; there are {', '.join(there.nodes)}")
         stdin = b"" if sys.stdin.isatty() else sys.stdin.buffer.read()
-        code = holder.run(["ip", "netns", "exec", node, *command], sink, stdin)
+        # `lastmile` is found, and finds the router, as on a box where it is installed.
+        environment = [
+            f"PATH={Path(sys.executable).parent}:{_PATH}",
+            f"LASTMILE_RUN_DIR={WORK / _ROUTER_RUN}",
+        ]
+        code = holder.run(["env", *environment, "ip", "netns", "exec", node, *command], sink, stdin)
     raise typer.Exit(code)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import Any, Final
 
 from rich.console import Console
 from rich.table import Table
@@ -11,7 +11,8 @@ from rich.text import Text
 
 from router.cli.output import ago
 
-_COLOURS = {"up": "green", "degraded": "yellow", "down": "red", "disabled": "dim"}
+LINE_MAX: Final = 400
+_COLOURS: Final = {"up": "green", "degraded": "yellow", "down": "red", "disabled": "dim"}
 
 
 def _bgp(channel: dict[str, Any]) -> str:
@@ -55,7 +56,8 @@ def _macsec(macsec: dict[str, Any]) -> str:
 
 def print_status(data: dict[str, Any], *, verbose: bool) -> None:
     """Print to standard output, in colour on a terminal."""
-    console = Console(highlight=False, soft_wrap=True)
+    # Lines as long as they are: an ellipsis in a device's or peer's name helps nobody.
+    console = Console(highlight=False, soft_wrap=True, width=LINE_MAX)
     router, now = data["router"], time.time()
     console.print(
         f"{router['name']}  AS {router['asn']}  router id {router['router_id']}  "
