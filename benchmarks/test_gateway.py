@@ -3,8 +3,9 @@
     pytest benchmarks/test_gateway.py --benchmark-only       rows go to benchmarks/results/gateway.json
 
 Both gateways and the load share this machine's cores; so a figure means something only beside
-`veth` of the same run: the same iperf3 over the same kind of wire, unprotected. The rounds of all
-candidates take turns, and the median is kept, because the machine may be shared.
+`veth` of the same run: the same iperf3 over the same kind of wire, unprotected. All candidates are
+set up at once, take turns and run with real-time priority, and the median of the rounds' ratios is
+what counts: the machine may be shared, and four threads lose more by that than veth's two.
 
     [ns a: iperf3 - TAP f.200 - data plane - wire ]--veth--[ wire - data plane - TAP - iperf3: ns b]
 """
@@ -18,7 +19,7 @@ import statistics
 import subprocess
 import sys
 import time
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from itertools import count
 from pathlib import Path
 
@@ -34,7 +35,7 @@ from router.dataplane.wanted import WantedFeature  # noqa: E402
 pytestmark = [pytest.mark.root, pytest.mark.skipif(os.geteuid() != 0, reason="needs root")]
 
 RESULTS = ROOT / "benchmarks/results/gateway.json"
-SECONDS = float(os.environ.get("BENCH_SECONDS", "3"))
+SECONDS = float(os.environ.get("BENCH_SECONDS", "1"))
 ROUNDS = int(os.environ.get("BENCH_ROUNDS", "3"))
 MTUS = (1500, 8500)
 UDP_SIZES = (64, 512, 1400, 8400)
@@ -61,6 +62,17 @@ async def fastpath(mtu: int, path: str):
     features = (WantedFeature("f.100", 100, mtu), WantedFeature("f.200", 200, 1500))
     async with pair(path, features=features) as (a, b):
         yield a, b
+
+
+@contextmanager
+def undisturbed():
+    """Give all that is started from here on, peers and load too, precedence over the machine's other work."""
+    before = os.sched_getscheduler(0), os.sched_getparam(0)
+    os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, *before)
 
 
 def start(*command: str) -> subprocess.Popen:
@@ -129,10 +141,17 @@ async def iperf(a, b, *options: str) -> dict:
         server.wait()
 
 
-async def tcp_gbps(path: str, mtu: int) -> float:
-    async with candidate(path, mtu) as (a, b):
-        await until(lambda: a.ping("10.9.0.2", size=mtu - 28), "the way is open")
-        return (await iperf(a, b))["sum_received"]["bits_per_second"] / 1e9
+async def tcp_samples(paths: tuple[str, ...], mtu: int) -> dict[str, list[float]]:
+    """Set all candidates up, then let them take turns, so that what else the machine does hits all."""
+    samples: dict[str, list[float]] = {path: [] for path in paths}
+    async with AsyncExitStack() as stack:
+        ends = {path: await stack.enter_async_context(candidate(path, mtu)) for path in paths}
+        for a, _b in ends.values():
+            await until(lambda a=a: a.ping("10.9.0.2", size=mtu - 28), "the way is open")
+        for _ in range(ROUNDS):
+            for path, (a, b) in ends.items():
+                samples[path].append((await iperf(a, b))["sum_received"]["bits_per_second"] / 1e9)
+    return samples
 
 
 async def udp_row(path: str, size: int) -> dict:
@@ -165,24 +184,26 @@ def keep(rows: list[dict]) -> None:
 def test_one_tcp_stream(benchmark, mtu):
     """One TCP stream through both gateways, beside plain veth and wireguard-go."""
     paths = ("veth", *(f"fastpath-{path}" for path in FASTPATHS), "wireguard-go")
-    samples: dict[str, list[float]] = {path: [] for path in paths}
+    with undisturbed():
+        samples = benchmark.pedantic(lambda: asyncio.run(tcp_samples(paths, mtu)), rounds=1, iterations=1)
 
-    def run() -> None:
-        for path in paths:
-            samples[path].append(asyncio.run(tcp_gbps(path, mtu)))
-
-    benchmark.pedantic(run, rounds=ROUNDS, iterations=1)
     gbps = {path: statistics.median(values) for path, values in samples.items()}
-    best = max((path for path in paths if path.startswith("fastpath")), key=gbps.__getitem__)
-    rows = [{"path": path, "mtu": mtu, "gbps": round(value, 2)} for path, value in gbps.items()]
-    rows.append({"path": "fastpath", "mtu": mtu, "gbps": round(gbps[best], 2), "by": best})
+    ratios = {
+        path: statistics.median(ours / veth for ours, veth in zip(values, samples["veth"], strict=True))
+        for path, values in samples.items()
+    }
+    best = max((path for path in paths if path.startswith("fastpath")), key=ratios.__getitem__)
+    rows = [
+        {"path": path, "mtu": mtu, "gbps": round(gbps[path], 2), "of_veth": round(ratios[path], 2)}
+        for path in paths
+    ]
+    rows.append({**rows[paths.index(best)], "path": "fastpath", "by": best})
     keep(rows)
     benchmark.extra_info["rows"] = rows
-    print(json.dumps({path: round(value, 2) for path, value in gbps.items()}))
+    for row in rows:
+        print(json.dumps(row))
+    print(f"MTU {mtu}: {best} reaches {ratios[best]:.2f} of plain veth, the target is {TARGETS[mtu]}")
     assert gbps[best] > gbps["wireguard-go"]
-    ratio = gbps[best] / gbps["veth"]
-    benchmark.extra_info["of_veth"] = round(ratio, 3)
-    print(f"MTU {mtu}: {best} reaches {ratio:.2f} of plain veth, the target is {TARGETS[mtu]}")
 
 
 @pytest.mark.parametrize("size", UDP_SIZES)
@@ -194,6 +215,7 @@ def test_udp(benchmark, size):
     def run() -> None:
         rows.extend(asyncio.run(udp_row(path, size)) for path in paths)
 
+    # Not undisturbed(): a sender that nothing slows down would keep its core from all the others.
     benchmark.pedantic(run, rounds=1, iterations=1)
     keep(rows)
     benchmark.extra_info["rows"] = rows
