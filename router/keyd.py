@@ -45,6 +45,8 @@ from router import log as logging
 from router.accepted import load_accepted
 from router.config.effective import Channel, EffectiveConfig, Macsec, MacsecMode
 from router.config.keys import Chain, load_chain, stamp
+from router.dataplane.client import DataplaneClient
+from router.dataplane.secy import FastpathSecY
 from router.errors import ConfigError, ControlError, KernelError
 from router.key_status import channel_keys
 from router.mka.driver import KayDriver, UsedKeys
@@ -54,6 +56,7 @@ from router.mka.keys import SsciOrder
 from router.model import MacAddress, Sci
 from router.reconcile.kernel import EventsLost, LinkEvent
 from router.secy import SecY
+from router.secy_choice import settle
 from router.static_keys import PnHistory, ResolveSak, StaticKeyer
 
 POLL_S: Final = 1.0
@@ -111,7 +114,8 @@ class MkaKeyer:
         used_dir.mkdir(mode=0o700, exist_ok=True)
         self.driver = KayDriver(
             port=channel.port,
-            device=channel.macsec_device,
+            # With our data plane there is no macsec device: the SecY goes where the port goes.
+            device=channel.port if channel.secy == "fastpath" else channel.macsec_device,
             config=kay_config(channel.macsec),
             secy=secy,
             used_keys=UsedKeys(used_dir / f"{channel.id}.used"),
@@ -183,7 +187,7 @@ class Keyd:
     def __init__(
         self,
         load: Callable[[], EffectiveConfig],
-        secy: Callable[[str], SecY],
+        secy: Callable[[Channel], SecY],
         history: PnHistory,
         resolve_sak: ResolveSak,
         log: Any,
@@ -231,7 +235,7 @@ class Keyd:
         return True
 
     def _keyer(self, channel: Channel, profile: str) -> StaticKeyer | MkaKeyer:
-        secy = self._secy(channel.macsec_device)
+        secy = self._secy(channel)
         if channel.macsec.static is not None:
             return StaticKeyer(channel, secy, self._history, self._resolve_sak, self._log)
         assert self._run_dir is not None, "key agreement needs a run directory"
@@ -389,12 +393,18 @@ class _Accepted:
 
 
 async def serve(
-    load: Callable[[], EffectiveConfig], changed: Callable[[], bool], run_dir: Path, state_dir: Path | None
+    load: Callable[[], EffectiveConfig],
+    changed: Callable[[], bool],
+    run_dir: Path,
+    state_dir: Path | None,
+    *,
+    wrap: Callable[[SecY], SecY] | None = None,
 ) -> None:
-    """Run until SIGTERM or SIGINT."""
+    """Run until SIGTERM or SIGINT. `wrap` puts something around each SecY, for tests."""
     from router.config.secrets import resolve_sak
     from router.kernel.events import EventSockets
     from router.kernel.secy import KernelSecy
+    from router.kernel.support import lacking_kinds
 
     log = logging.configure("keyd")
     history = PnHistory((state_dir or run_dir) / "packet-numbers.json")
@@ -407,9 +417,28 @@ async def serve(
             " give the channels new SAKs, then remove the file"
         ) from error
     secys: dict[str, KernelSecy] = {}
+
+    dataplane = DataplaneClient(run_dir)
+
+    def secy_of(channel: Channel) -> SecY:
+        secy: SecY
+        if channel.secy == "fastpath":
+            secy = FastpathSecY(dataplane, channel.macsec_device)
+        else:
+            secy = secys.setdefault(channel.macsec_device, KernelSecy(channel.macsec_device))
+        return wrap(secy) if wrap is not None else secy
+
+    def load_settled() -> EffectiveConfig:
+        config = load()
+        automatic = any(channel.secy == "auto" for channel in config.channels)
+        try:
+            return settle(config, lacking_kinds() if automatic else ())[0]
+        except KernelError as error:
+            raise ConfigError(f"cannot find out what this kernel can do: {error}") from error
+
     keyd = Keyd(
-        load,
-        lambda device: secys.setdefault(device, KernelSecy(device)),
+        load_settled,
+        secy_of,
         history,
         resolve_sak,
         log,
@@ -442,6 +471,7 @@ async def serve(
         watcher.cancel()
         control.close()
         events.close()
+        await dataplane.close()
         for secy in secys.values():
             await secy.close()
     # The SAs stay: forwarding goes on, and the next keyd adopts them.

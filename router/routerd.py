@@ -55,19 +55,24 @@ from router.channel import ChannelFacts, FeatureFacts, MacsecFacts, SessionFacts
 from router.config.effective import Channel, EffectiveConfig, Feature
 from router.config.findings import ConfigErrors, Finding
 from router.config.secrets import check_secrets, resolve_password
+from router.dataplane.client import DataplaneClient
+from router.dataplane.control import DataplaneControl, wanted_channels
+from router.dataplane.secy import FastpathSecY
 from router.errors import ConfigError, ControlError, KernelError
 from router.fib import Fib
 from router.fib_ops import FibOp, GroupReplace, NexthopDelete, NexthopReplace, RouteDelete, RouteReplace
 from router.kernel.netlink import NetlinkKernel
-from router.model import CipherSuite, Nexthop, Prefix, pack_address, show_address
+from router.kernel.support import lacking_kinds
+from router.model import ChannelId, CipherSuite, Nexthop, Prefix, pack_address, show_address
 from router.monitor.probes import MtuProber, MtuResult
 from router.monitor.probes import Path as ProbePath
 from router.reconcile.desired import desired_state
 from router.reconcile.kernel import FibFailure, Neighbour
 from router.reconcile.loop import Reconciler
 from router.reconcile.objects import EgressGuard, Key
-from router.secy import SecyState
-from router.supervise import ask
+from router.secy import SecY, SecyState
+from router.secy_choice import SecyChoice, settle
+from router.supervise import DATAPLANE, ChildSpec, ask
 
 FACTS_INTERVAL_S: Final = 2.0
 """Verdicts are formed at least this often, and at once when a link or session changes."""
@@ -82,6 +87,8 @@ DRAIN_S: Final = 2.0
 """A session that a reload removes is first withdrawn and taken out of the groups this long."""
 CHILDREN_RETRY_S: Final = 1.0
 KEYD_TIMEOUT_S: Final = 1.0
+DATAPLANE_CHECK_S: Final = 1.0
+"""The data plane is told at least this often what is wanted; the same again does nothing."""
 
 
 @dataclass(slots=True)
@@ -100,8 +107,11 @@ class _Facts:
 class Daemon:
     """One router. `run()` ends when it is told to stop."""
 
-    def __init__(self, run_dir: Path, config: EffectiveConfig, kernel: NetlinkKernel, logger: Any) -> None:
+    def __init__(
+        self, run_dir: Path, state_dir: Path, config: EffectiveConfig, kernel: NetlinkKernel, logger: Any
+    ) -> None:
         self._run_dir = run_dir
+        self._state_dir = state_dir
         self._config = config
         self._kernel = kernel
         self._log = logger
@@ -124,6 +134,11 @@ class Daemon:
         self._stop = asyncio.Event()
         self._suites: dict[str, CipherSuite] = {}
         """Agreed upon with the peers, by channel, where a configuration takes several."""
+        self._choices: Mapping[ChannelId, SecyChoice] = {}
+        """Who does MACsec, by channel, and why."""
+        self._dataplane = DataplaneClient(run_dir)
+        self._dataplane_problem = ""
+        self._want_now = asyncio.Event()
 
     # Running
 
@@ -134,8 +149,9 @@ class Daemon:
         observed = await self._kernel.observe_fib()
         self._fib.adopt(observed.nexthops, observed.groups, observed.routes)
         self._log.info("routerd.adopted", routes=len(observed.routes), groups=len(observed.groups))
+        self._choose_secys()
         await self._keep_suites()
-        self._reconciler.set_desired(desired_state(self._with_suites(self._config)))
+        self._desire()
         self._prober.set_paths(_probe_paths(self._config))
         api = await serve(self, self._run_dir / "control.sock")
         stopper = asyncio.create_task(self._stop.wait())
@@ -150,6 +166,7 @@ class Daemon:
                     self._resync(),
                     self._retry(),
                     self._judge(),
+                    self._drive_dataplane(),
                 ]
                 running = [tasks.create_task(coroutine) for coroutine in work]
                 reloads: set[asyncio.Task[CheckResult]] = set()
@@ -165,6 +182,7 @@ class Daemon:
                     task.cancel()
         finally:
             await api.cleanup()
+            await self._dataplane.close()
             (self._run_dir / "control.sock").unlink(missing_ok=True)
 
     async def _bgp(self) -> None:
@@ -174,10 +192,11 @@ class Daemon:
             await self._want_children()
 
     async def _want_children(self) -> None:
-        """Tell the supervisor which processes BGP needs, until it has heard."""
+        """Tell the supervisor which processes BGP and the channels need, until it has heard."""
         while True:
             try:
-                await ask(self._run_dir, {"children": [spec.to_json() for spec in self._speaker.children()]})
+                children = [*self._speaker.children(), *self._dataplane_child()]
+                await ask(self._run_dir, {"children": [spec.to_json() for spec in children]})
             except (OSError, ValueError) as error:
                 self._log.warning("routerd.no_supervisor", reason=str(error))
                 await asyncio.sleep(CHILDREN_RETRY_S)
@@ -189,6 +208,57 @@ class Daemon:
             await ask(self._run_dir, {"signal": [name, number.name]})
         except (OSError, ValueError) as error:
             self._log.warning("routerd.no_supervisor", reason=str(error))
+
+    # The SecYs, and the data plane
+
+    def _choose_secys(self) -> None:
+        """Settle who does MACsec on each channel. Raises KernelError."""
+        automatic = any(channel.secy == "auto" for channel in self._config.channels)
+        self._config, choices = settle(self._config, lacking_kinds() if automatic else ())
+        for name, choice in choices.items():
+            if self._choices.get(name) != choice:
+                self._log.info("secy.chosen", channel=name, secy=choice.secy, reason=choice.reason)
+        self._choices = choices
+
+    def _fastpath(self, config: EffectiveConfig) -> list[ChannelId]:
+        return [channel.id for channel in config.channels if channel.secy == "fastpath"]
+
+    def _dataplane_child(self) -> list[ChildSpec]:
+        if not self._fastpath(self._config):
+            return []
+        directories = ("--run-dir", str(self._run_dir), "--state-dir", str(self._state_dir))
+        return [ChildSpec(DATAPLANE, (sys.executable, "-m", "router.dataplane.process", *directories))]
+
+    def _desire(self) -> None:
+        """Have the kernel and the data plane changed to what is configured."""
+        self._reconciler.set_desired(desired_state(self._with_suites(self._config)))
+        self._want_now.set()
+
+    async def _drive_dataplane(self) -> None:
+        """Tell the data plane what is wanted, whenever that or the process may be new."""
+        control = DataplaneControl(self._dataplane)
+        while True:
+            self._want_now.clear()
+            config = self._with_suites(self._config)
+            channels = self._fastpath(config)
+            if channels:
+                try:
+                    errors = await control.want(wanted_channels(config, channels))
+                    problem = "; ".join(f"{name}: {reason}" for name, reason in sorted(errors.items()))
+                except KernelError as error:
+                    problem = str(error)
+                if problem != self._dataplane_problem:
+                    (self._log.warning if problem else self._log.info)(
+                        "dataplane.problem" if problem else "dataplane.ok", reason=problem or None
+                    )
+                self._dataplane_problem = problem
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._want_now.wait(), DATAPLANE_CHECK_S if channels else None)
+
+    def _secy_of(self, channel: Channel) -> SecY:
+        if channel.secy == "fastpath":
+            return FastpathSecY(self._dataplane, channel.macsec_device)
+        return self._kernel.secy(channel.macsec_device)
 
     # Routes
 
@@ -333,8 +403,9 @@ class Daemon:
                 with suppress(ConfigError):
                     self._speaker.set_silent(session.name, silent=False)
         self._config = config
+        self._choose_secys()
         await self._want_children()
-        self._reconciler.set_desired(desired_state(self._with_suites(config)))
+        self._desire()
         self._prober.set_paths(_probe_paths(config))
         self._verdicts.forget([channel.id for channel in config.channels])
         self._facts = _Facts()
@@ -355,6 +426,9 @@ class Daemon:
         self._log.info("routerd.shutdown", release=release)
         await self._speaker.withdraw_all()
         if release:
+            if self._fastpath(self._config):
+                with suppress(KernelError):
+                    await DataplaneControl(self._dataplane).want(())
             with suppress(OSError, ValueError):
                 await ask(self._run_dir, {"children": []})
             try:
@@ -386,7 +460,7 @@ class Daemon:
             facts.carrier = {name: link.up and link.carrier for name, link in links.items()}
             facts.up = {name: link.up and link.operstate in {"up", "unknown"} for name, link in links.items()}
             for channel in config.channels:
-                facts.secys[channel.macsec_device] = await self._secy(channel.macsec_device, links)
+                facts.secys[channel.macsec_device] = await self._secy(channel, links)
             for feature in (f for c in config.connections for f in c.features):
                 with suppress(KernelError):
                     if feature.device in links:
@@ -425,7 +499,7 @@ class Daemon:
         for channel in self._config.channels:
             if len(channel.macsec.suites) > 1:
                 with suppress(KernelError):
-                    state = await self._kernel.secy(channel.macsec_device).observe()
+                    state = await self._secy_of(channel).observe()
                     self._suites[channel.id] = state.suite
 
     def _want_suites(self, suites: Mapping[str, CipherSuite]) -> None:
@@ -434,7 +508,7 @@ class Daemon:
         if changed:
             self._suites |= changed
             self._log.warning("secy.rebuilt_for_suite", suites={n: str(s) for n, s in changed.items()})
-            self._reconciler.set_desired(desired_state(self._with_suites(self._config)))
+            self._desire()
 
     def _with_suites(self, config: EffectiveConfig) -> EffectiveConfig:
         """Return the configuration with the suites that were agreed upon, where they are acceptable."""
@@ -448,11 +522,11 @@ class Daemon:
                 channels.append(channel)
         return replace(config, channels=tuple(channels))
 
-    async def _secy(self, device: str, links: Mapping[str, Any]) -> SecyState | None:
-        if device not in links:
+    async def _secy(self, channel: Channel, links: Mapping[str, Any]) -> SecyState | None:
+        if channel.secy != "fastpath" and channel.macsec_device not in links:
             return None
         try:
-            return await self._kernel.secy(device).observe()
+            return await self._secy_of(channel).observe()
         except KernelError:
             return None
 
@@ -483,7 +557,7 @@ class Daemon:
             carrier=facts.carrier.get(channel.port, False),
             errors=tuple(self._errors_of(channel, features)),
             macsec=MacsecFacts(
-                present=channel.macsec_device in facts.up,
+                present=secy is not None or channel.macsec_device in facts.up,
                 operational=secy is not None and secy.operational,
                 receiving=_receiving(secy),
                 in_ok=secy.counters.in_pkts_ok if secy else 0,
@@ -512,11 +586,14 @@ class Daemon:
         devices = {channel.port, channel.macsec_device, *(feature.device for feature in features)}
         if channel.lag:
             devices.update(channel.lag.members)
-        return [
+        errors = [
             f"{key}: {error.reason}"
             for key, error in self._reconciler.errors.items()
             if error.attempts and devices & set(key.name.split())
         ]
+        if channel.secy == "fastpath" and self._dataplane_problem:
+            errors.insert(0, f"data plane: {self._dataplane_problem}")
+        return errors
 
     def _mtu_problem(self, feature: Feature) -> str:
         for path, result in self._prober.results().items():
@@ -593,7 +670,10 @@ class Daemon:
             carrier=facts.carrier.get(channel.port, False),
             guarded=guard in self._reconciler.observed.objects and guard not in self._reconciler.errors,
             macsec=_macsec_status(
-                channel, facts.secys.get(channel.macsec_device), facts.keys.get(channel.id)
+                channel,
+                self._choices.get(channel.id),
+                facts.secys.get(channel.macsec_device),
+                facts.keys.get(channel.id),
             ),
             connections=[
                 _feature_status(feature, facts, reports, proofs) for feature, _ in self._features(channel)
@@ -697,13 +777,16 @@ def _receiving(secy: SecyState | None) -> bool:
     return secy is not None and any(sa.active for sc in secy.receive if sc.active for sa in sc.sas)
 
 
-def _macsec_status(channel: Channel, secy: SecyState | None, keys: KeysSummary | None) -> MacsecStatus:
+def _macsec_status(
+    channel: Channel, choice: SecyChoice | None, secy: SecyState | None, keys: KeysSummary | None
+) -> MacsecStatus:
     transmit = next((sa for sa in secy.transmit if sa.an == secy.encoding_an), None) if secy else None
     receive = next((sa for sc in secy.receive for sa in sc.sas if sa.active), None) if secy else None
     counters = secy.counters if secy else None
     return MacsecStatus(
         device=channel.macsec_device,
-        secy="kernel",
+        secy=channel.secy,
+        secy_reason=choice.reason if choice else "",
         mode=channel.macsec.mode.value,
         suite=str(secy.suite if secy else channel.macsec.suite),
         keys="static" if channel.macsec.static else "mka",
@@ -782,7 +865,7 @@ def _probe_paths(config: EffectiveConfig) -> list[ProbePath]:
     ]
 
 
-async def _run(config: Path, run_dir: Path, logger: Any) -> int:
+async def _run(config: Path, run_dir: Path, state_dir: Path, logger: Any) -> int:
     if not (run_dir / "accepted.yaml").exists():
         from router.config.load import load
 
@@ -793,7 +876,7 @@ async def _run(config: Path, run_dir: Path, logger: Any) -> int:
     gc.set_threshold(200_000, 50, 1000)
     kernel = await NetlinkKernel.open()
     try:
-        await Daemon(run_dir, accepted, kernel, logger).run()
+        await Daemon(run_dir, state_dir, accepted, kernel, logger).run()
     finally:
         await kernel.close()
     return 0
@@ -808,7 +891,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     logger = log.configure("routerd")
     try:
-        return asyncio.run(_run(options.config, options.run_dir, logger))
+        return asyncio.run(_run(options.config, options.run_dir, options.state_dir, logger))
     except (ConfigError, KernelError, OSError) as error:
         logger.error("routerd.cannot_run", reason=str(error))
         return 1

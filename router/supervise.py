@@ -4,7 +4,7 @@ Standard library only, so that it costs 12 MB and has nothing to crash on. `last
 into it; on a box with systemd, units do the same. Two kinds of children:
 
 * fixed: `keyd` and `routerd`, for as long as the router runs;
-* dynamic: what routerd asks for (ExaBGP, a process a site). routerd sends the whole wanted set;
+* dynamic: what routerd asks for (ExaBGP, a process a site; the data plane where one is used). routerd sends the whole wanted set;
   the supervisor compares it with what runs. So a routerd that dies and comes back asks for what
   is there, and nothing happens to it.
 
@@ -49,6 +49,8 @@ RESTART_MAX_S: Final = 5.0
 STABLE_S: Final = 10.0
 STOP_GRACE_S: Final = 5.0
 SHUTDOWN_GRACE_S: Final = 10.0
+DATAPLANE: Final = "dataplane"
+"""The dynamic child that BGP's last words still need."""
 
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_NO_NEW_PRIVS: Final = 38
@@ -279,14 +281,14 @@ class Supervisor:
             await task
 
     async def _shut_down(self) -> None:
-        """Tell the peers first (routerd withdraws), then end BGP, then the keys."""
+        """Tell the peers first (routerd withdraws), then end BGP, then the keys and the data plane."""
         routerd = self._children.get("routerd")
         if routerd is not None and routerd.pid is not None:
             with suppress(OSError, TimeoutError):
                 await asyncio.wait_for(self._ask_routerd(), SHUTDOWN_GRACE_S)
-        order = [name for name in self._children if name not in self._fixed]
+        order = [name for name in self._children if name not in {*self._fixed, DATAPLANE}]
         first = [name for name in ("routerd",) if name in self._children]
-        rest = [name for name in self._children if name in self._fixed and name not in first]
+        rest = [name for name in self._children if name not in {*first, *order}]
         for names in (first, order, rest):
             await asyncio.gather(*(self._end(name) for name in names))
 

@@ -212,7 +212,9 @@ class MacsecStatus:
 
     device: str
     secy: str
-    """`kernel` or `fastpath`."""
+    """Who does MACsec: `kernel` or `fastpath`."""
+    secy_reason: str
+    """Why: `configured`, or what `auto` found."""
     mode: str
     suite: str
     keys: str
@@ -373,3 +375,5 @@ class PlanResult:
     actions: list[str]
     """In the order in which they are applied."""
     impact: list[ImpactStatus]
+    secys: list[str]
+    """Who does MACsec on each channel, and why."""

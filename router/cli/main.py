@@ -173,13 +173,15 @@ def plan(file: ConfigFile, json: Json = False, run_dir: RunDir = DEFAULT_RUN_DIR
 
     loaded = _load(file, json=json)
     need_root("plan")
-    actions, impact = asyncio.run(make_plan(loaded.effective, run_dir))
+    actions, impact, secys = asyncio.run(make_plan(loaded.effective, run_dir))
     result = PlanResult(
-        str(file), actions, [ImpactStatus(item.object, item.effect, item.reason) for item in impact]
+        str(file), actions, [ImpactStatus(item.object, item.effect, item.reason) for item in impact], secys
     )
     if json:
         print_json(asdict(result))
         return
+    for secy in result.secys:
+        typer.echo(f"  MACsec of {secy}")
     for number, action in enumerate(result.actions, 1):
         typer.echo(f"{number:4}  {action}")
     if not result.actions:

@@ -142,6 +142,8 @@ def _print_channel(console: Console, channel: dict[str, Any], now: float) -> Non
         f"  macsec {macsec['device']}  {macsec['secy']}  {macsec['suite']}  {macsec['mode']}  keys {macsec['keys']}  "
         f"sci {macsec['sci'] or '-'}"
     )
+    if macsec["secy"] == "fastpath" and macsec["secy_reason"]:
+        console.print(f"    data plane: {macsec['secy_reason']}")
     console.print(
         f"    tx an {macsec['transmit_an']} pn {macsec['transmit_pn']}  rx an {macsec['receive_an']} "
         f"pn {macsec['receive_pn']}  key {macsec['key_id'] or '-'}"

@@ -13,6 +13,9 @@ from typing import Literal
 
 from router.model import Afi, ChannelId, CipherSuite, Prefix, Sci
 
+SecyKind = Literal["auto", "kernel", "fastpath"]
+"""Who does MACsec: the kernel's macsec devices, or our data plane. `auto` is settled at run time."""
+
 
 class MacsecMode(Enum):
     """What a channel does about frames that MACsec does not protect."""
@@ -145,6 +148,7 @@ class Channel:
     enabled: bool
     macsec: Macsec
     macsec_device: str
+    secy: SecyKind = "auto"
 
 
 @dataclass(frozen=True, slots=True)

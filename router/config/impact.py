@@ -94,6 +94,7 @@ CHANNEL_RESETS: Final = {
     "macsec.suite": "cipher suite",
     "macsec.sci_port": "SCI port",
     "macsec_device": "MACsec device",
+    "secy": "SecY",
 }
 """Of Channel: what makes the MACsec device another one, and with it the VLANs and sessions on it."""
 

@@ -29,6 +29,7 @@ from router.config.effective import (
     MkaKey,
     Router,
     SecretRef,
+    SecyKind,
     Session,
     StaticKeys,
     StaticSa,
@@ -66,6 +67,8 @@ from router.model import (
     ChannelId,
     show_address,
 )
+
+SECY_DEFAULT: Final[SecyKind] = "auto"
 
 T = TypeVar("T")
 
@@ -268,6 +271,7 @@ class _Resolver:
             enabled=self._said(f"{key}.enabled", spec.enabled, (*path, "enabled")),
             macsec=self._macsec(key, interconnect, outer, spec, path),
             macsec_device=f"ms-{spec.name}",
+            secy=self._choose(f"{key}.secy", [(interconnect.secy, (*outer, "secy"))], SECY_DEFAULT, DEFAULT),
         )
 
     def _port_mtu(self, channel: str) -> int:

@@ -508,6 +508,11 @@ class InterconnectSpec(Strict):
     name: Name = Field(description="Unique in the file.")
     profile: ProfileText = Field(description="Whose rules and defaults apply.")
     macsec: MacsecDefaults | None = Field(None, description="For all channels of this interconnect.")
+    secy: Literal["auto", "kernel", "fastpath"] | None = Field(
+        None,
+        description="Who does MACsec and VLANs: the kernel, or the router's own data plane. "
+        "auto, if left out: the kernel where it has both, else the data plane.",
+    )
     channels: tuple[ChannelSpec, ...] = Field(
         min_length=1,
         max_length=CHANNELS_MAX,

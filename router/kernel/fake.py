@@ -32,12 +32,13 @@ from router.reconcile.objects import (
     ObservedState,
     PortLink,
     Sysctl,
+    TapLink,
     VlanLink,
     VrfLink,
 )
 from router.secy import ReceiveScState, SaKey, SaState, SecyCounters, SecyState
 
-CreatedLink = BondLink | MacsecLink | VrfLink | VlanLink
+CreatedLink = BondLink | MacsecLink | VrfLink | VlanLink | TapLink
 
 
 @dataclass
@@ -239,7 +240,7 @@ class FakeKernel:
         for key, link in self.ours.items():
             if isinstance(link, MacsecLink):
                 objects[key] = replace(link, mtu=self.links[link.name].mtu, up=self.links[link.name].up)
-            elif isinstance(link, VlanLink):
+            elif isinstance(link, VlanLink | TapLink):
                 facts = self.links[link.name]
                 objects[key] = replace(link, mtu=facts.mtu, up=facts.up, vrf=facts.master)
         objects.update(self.addresses)
@@ -258,7 +259,7 @@ class FakeKernel:
         match target:
             case PortLink():
                 self._set_port(target)
-            case BondLink() | MacsecLink() | VrfLink() | VlanLink():
+            case BondLink() | MacsecLink() | VrfLink() | VlanLink() | TapLink():
                 if removing:
                     self.remove_link(target.name)
                 else:
@@ -373,6 +374,11 @@ class FakeKernel:
 
     def _put_link(self, link: CreatedLink) -> None:
         facts = self.links.get(link.name)
+        if isinstance(link, TapLink):
+            if facts is None:
+                raise KernelError(f"{link.name}: waits for the data plane to make it", errno.ENODEV)
+            if facts.kind == "tun":
+                facts = replace(facts, alias=f"{MARK}{link.KIND}")
         if facts is not None and not facts.ours:
             raise KernelError(f"{link.name} exists already and is not ours", errno.EEXIST)
         mac = ""
@@ -409,7 +415,7 @@ class FakeKernel:
         match link:
             case MacsecLink():
                 self._set(replace(facts, mtu=link.mtu), up=link.up)
-            case VlanLink():
+            case VlanLink() | TapLink():
                 if link.vrf:
                     self._require(link.vrf)
                 self._set(replace(facts, mtu=link.mtu, master=link.vrf), up=link.up)

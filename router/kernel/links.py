@@ -13,9 +13,20 @@ from typing import Final
 
 from router.kernel.fib import FibSocket, attributes
 from router.kernel.macsec import VALIDATE_STRICT, suite_from_kernel
-from router.reconcile.objects import BondLink, Key, LinkFacts, MacsecLink, Object, VlanLink, VrfLink
+from router.reconcile.objects import (
+    BondLink,
+    Key,
+    LinkFacts,
+    MacsecLink,
+    Object,
+    TapLink,
+    VlanLink,
+    VrfLink,
+)
 
-CreatedLink = BondLink | MacsecLink | VrfLink | VlanLink
+CreatedLink = BondLink | MacsecLink | VrfLink | VlanLink | TapLink
+TAP_KIND: Final = "tun"
+"""What the kernel calls the link kind of TUN and TAP devices."""
 
 # The specification's (linux/if_link.h).
 RTM_GETLINK: Final = 18
@@ -134,6 +145,8 @@ def _our_link(facts: LinkFacts, data: Mapping[int, memoryview], parent: str) -> 
         case "vlan":
             vid = int.from_bytes(data[IFLA_VLAN_ID], "little" if _IS_LITTLE else "big")
             return VlanLink(facts.name, parent, vid, facts.mtu, facts.master, up=facts.up)
+        case kind if kind == TAP_KIND:
+            return TapLink(facts.name, facts.mtu, facts.master, up=facts.up)
         case "vrf":
             return VrfLink(facts.name, _u32(data, IFLA_VRF_TABLE))
         case "bond":

@@ -26,7 +26,7 @@ from router.kernel import nft
 from router.kernel.events import EventSockets
 from router.kernel.fib import FibSocket
 from router.kernel.guard import GuardMechanism, detect_guard
-from router.kernel.links import CreatedLink, read_links
+from router.kernel.links import TAP_KIND, CreatedLink, read_links
 from router.kernel.macsec import ICV_OCTETS, VALIDATE_STRICT, macsec
 from router.kernel.secy import KernelSecy
 from router.model import ROUTE_PROTOCOL
@@ -46,6 +46,7 @@ from router.reconcile.objects import (
     ObservedState,
     PortLink,
     Sysctl,
+    TapLink,
     VlanLink,
     VrfLink,
 )
@@ -222,7 +223,7 @@ class NetlinkKernel:
         match action.object:
             case PortLink() as port:
                 await self._set_port(port)
-            case BondLink() | MacsecLink() | VrfLink() | VlanLink() as link:
+            case BondLink() | MacsecLink() | VrfLink() | VlanLink() | TapLink() as link:
                 await (self._delete_link(link) if removing else self._put_link(link))
             case Address() as address:
                 await (self._delete_address(address) if removing else self._put_address(address))
@@ -268,6 +269,9 @@ class NetlinkKernel:
         """Create a device, or correct one that is ours. It comes up last, fully configured."""
         links = self._facts()
         facts = links.get(link.name)
+        if isinstance(link, TapLink):
+            await self._finish(link, await self._take_tap(link, facts), links)
+            return
         if facts is not None and not facts.ours:
             raise KernelError(
                 f"{link.name} exists already and is not ours (its alias does not start with {MARK});"
@@ -286,7 +290,22 @@ class NetlinkKernel:
                 await self._route.link("set", index=facts.index, kind=link.KIND, **changes)
         await self._finish(link, facts, links)
 
-    async def _create(self, link: CreatedLink, attributes: dict[str, Any]) -> None:
+    async def _take_tap(self, link: TapLink, facts: LinkFacts | None) -> LinkFacts:
+        """Mark the TAP that the data plane has made as ours. Raises KernelError where there is none."""
+        if facts is None:
+            raise KernelError(f"{link.name}: waits for the data plane to make it", errno.ENODEV)
+        if facts.kind != TAP_KIND or (facts.alias and not facts.ours):
+            raise KernelError(
+                f"{link.name} exists already and is not the data plane's; rename or delete it", errno.EEXIST
+            )
+        if not facts.ours:
+            with _errors(f"{link.name}: alias"):
+                await self._route.link("set", index=facts.index, ifalias=f"{MARK}{link.KIND}")
+        return facts
+
+    async def _create(
+        self, link: BondLink | MacsecLink | VrfLink | VlanLink, attributes: dict[str, Any]
+    ) -> None:
         await self._route.link("add", ifname=link.name, kind=link.KIND, **attributes)
         facts = self._require(link.name)
         await self._route.link("set", index=facts.index, ifalias=f"{MARK}{link.KIND}")
@@ -298,7 +317,7 @@ class NetlinkKernel:
         if isinstance(link, BondLink):
             return  # its PortLink sets MTU and state, behind the guard
         wanted: dict[str, Any] = {}
-        if isinstance(link, VlanLink) and facts.master != link.vrf:
+        if isinstance(link, VlanLink | TapLink) and facts.master != link.vrf:
             if link.vrf and link.vrf not in links:
                 raise KernelError(f"{link.name}: VRF {link.vrf} does not exist", errno.ENODEV)
             wanted["master"] = links[link.vrf].index if link.vrf else 0
@@ -378,7 +397,9 @@ _FIXED: Final = frozenset({"link", "macsec_port", "macsec_cipher_suite", "macsec
 """Attributes that a live device does not take (the kernel answers EINVAL), or that we never change."""
 
 
-def _link_attributes(link: CreatedLink, links: Mapping[str, LinkFacts]) -> dict[str, Any]:
+def _link_attributes(
+    link: BondLink | MacsecLink | VrfLink | VlanLink, links: Mapping[str, LinkFacts]
+) -> dict[str, Any]:
     """Return pyroute2's keywords for a link of ours. Raises KernelError where its parent is missing."""
     match link:
         case MacsecLink():

@@ -2,6 +2,8 @@
 
 A channel is a stack: port (MTU as configured) -> macsec (32 octets less) -> one VLAN device per
 feature (the connection's IP MTU) -> addresses. Bare ports and macsec devices carry no IP at all.
+With our data plane the two in the middle are its business: the feature's device is a TAP of the
+same name, and port, addresses and all that is above are the same. `auto` has been settled before.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from router.reconcile.objects import (
     PeerRule,
     PortLink,
     Sysctl,
+    TapLink,
     VlanLink,
     VrfLink,
 )
@@ -96,6 +99,8 @@ def _channel(channel: Channel) -> Iterator[Object]:
     yield from _no_ip(channel.port)
     yield EgressGuard(channel.port, secured)
     yield PortLink(channel.port, channel.port_mtu, channel.enabled, guarded=True)
+    if channel.secy == "fastpath":
+        return
     yield MacsecLink(
         channel.macsec_device,
         parent=channel.port,
@@ -111,14 +116,18 @@ def _channel(channel: Channel) -> Iterator[Object]:
 
 def _feature(channel: Channel, connection: Connection, feature: Feature) -> Iterator[Object]:
     device = feature.device
-    link = VlanLink(
-        device,
-        parent=channel.macsec_device,
-        vid=feature.vlan,
-        mtu=connection.mtu,
-        vrf=connection.vrf,
-        up=channel.enabled,
-    )
+    link: VlanLink | TapLink
+    if channel.secy == "fastpath":
+        link = TapLink(device, connection.mtu, connection.vrf, up=channel.enabled)
+    else:
+        link = VlanLink(
+            device,
+            parent=channel.macsec_device,
+            vid=feature.vlan,
+            mtu=connection.mtu,
+            vrf=connection.vrf,
+            up=channel.enabled,
+        )
     yield link
     for path, value in (
         # Return traffic may come in over any of the channels: accept what is routable at all.

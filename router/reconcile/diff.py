@@ -25,6 +25,7 @@ from router.reconcile.objects import (
     ObservedState,
     PortLink,
     Sysctl,
+    TapLink,
     VlanLink,
     VrfLink,
 )
@@ -33,6 +34,7 @@ DELETE_ORDER: Final = (
     ControlPlaneRules.KIND,
     Address.KIND,
     VlanLink.KIND,
+    TapLink.KIND,
     MacsecLink.KIND,
     VrfLink.KIND,
     PortLink.KIND,
@@ -129,7 +131,7 @@ def _vanishing(wanted: dict[Key, Object], observed: ObservedState) -> tuple[set[
     gone: set[str] = set()
     reasons: dict[str, str] = {}
     for key, was in observed.objects.items():
-        if not isinstance(was, BondLink | MacsecLink | VrfLink | VlanLink):
+        if not isinstance(was, BondLink | MacsecLink | VrfLink | VlanLink | TapLink):
             continue
         target = wanted.get(key)
         if target is None:
@@ -164,7 +166,7 @@ def _deletions(
     doomed: list[Action] = []
     for key, was in observed.objects.items():
         match was:
-            case BondLink() | MacsecLink() | VrfLink() | VlanLink():
+            case BondLink() | MacsecLink() | VrfLink() | VlanLink() | TapLink():
                 if was.name in gone:
                     doomed.append(Action(Verb.DELETE, was, interrupts=reasons.get(was.name)))
             case EgressGuard() if key not in wanted:
@@ -194,7 +196,7 @@ def _raise(
     was = observed.objects.get(target.key)
     if was is None or _device(target) in gone:
         return Action(Verb.CREATE, target, interrupts=reasons.get(_device(target)))
-    if isinstance(target, VlanLink) and target.vrf in gone:
+    if isinstance(target, VlanLink | TapLink) and target.vrf in gone:
         return Action(Verb.CHANGE, target, was=f"in a VRF {target.vrf} that is rebuilt")
     if was == target:
         return None

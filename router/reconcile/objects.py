@@ -213,6 +213,31 @@ class VlanLink:
 
 
 @dataclass(frozen=True, slots=True)
+class TapLink:
+    """What a `VlanLink` is with our data plane: a TAP that its process makes; the rest is done here."""
+
+    KIND: ClassVar = "tap"
+    name: str
+    mtu: int
+    vrf: str | None
+    up: bool
+
+    @property
+    def key(self) -> Key:
+        """What it is called."""
+        return Key(self.KIND, self.name)
+
+    @property
+    def needs(self) -> tuple[Key, ...]:
+        """What it stands on."""
+        return (Key(VrfLink.KIND, self.vrf),) if self.vrf else ()
+
+    def __str__(self) -> str:
+        vrf = f" vrf {self.vrf}" if self.vrf else ""
+        return f"tap {self.name}{vrf} mtu {self.mtu} {'up' if self.up else 'down'}"
+
+
+@dataclass(frozen=True, slots=True)
 class Address:
     """An interface address, marked as ours by IFA_PROTO."""
 
@@ -295,7 +320,7 @@ class ControlPlaneRules:
         return f"rules control-plane: BGP and BFD only with {len(self.peers)} peers{broken}"
 
 
-Link = PortLink | BondLink | MacsecLink | VrfLink | VlanLink
+Link = PortLink | BondLink | MacsecLink | VrfLink | VlanLink | TapLink
 Object = EgressGuard | Link | Address | Sysctl | ControlPlaneRules
 
 

@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from router.config.effective import (
     Channel,
@@ -31,6 +31,7 @@ from router.config.effective import (
 from router.errors import LastmileError
 from router.keyd import give_up_privileges, serve
 from router.model import ChannelId, CipherSuite
+from router.secy import SecY
 
 CLONE_NEWNET: Final = 0x40000000
 EDGE: Final = ChannelId("edge")
@@ -84,6 +85,38 @@ def configuration(specification: dict[str, Any]) -> EffectiveConfig:
     )
 
 
+class DyingSecy:
+    """A SecY at which the process dies, once, when it is about to do or has done what a file names.
+
+    The file holds `before OPERATION` or `after OPERATION` (methods of `SecY`) and is removed by dying, so
+    that the successor lives. Nothing is cleaned up, as with a power cut.
+    """
+
+    def __init__(self, secy: SecY, order: Path) -> None:
+        self._secy = secy
+        self._order = order
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._secy, name)
+
+        async def call(*arguments: Any, **named: Any) -> Any:
+            self._die_if(f"before {name}")
+            result = await method(*arguments, **named)
+            self._die_if(f"after {name}")
+            return result
+
+        return call
+
+    def _die_if(self, moment: str) -> None:
+        try:
+            ordered = self._order.read_text().strip()
+        except FileNotFoundError:
+            return
+        if ordered == moment:
+            self._order.unlink()
+            os._exit(137)
+
+
 def run(path: Path) -> None:
     """Be the key daemon of one specification until SIGTERM. Raises LastmileError, OSError."""
     first = json.loads(path.read_text())
@@ -99,7 +132,13 @@ def run(path: Path) -> None:
     (directory / "pid").write_text(str(os.getpid()))
     give_up_privileges()
     asyncio.run(
-        serve(lambda: configuration(json.loads(path.read_text())), _changes_of(path), directory, directory)
+        serve(
+            lambda: configuration(json.loads(path.read_text())),
+            _changes_of(path),
+            directory,
+            directory,
+            wrap=lambda secy: cast("SecY", DyingSecy(secy, directory / "die")),
+        )
     )
 
 

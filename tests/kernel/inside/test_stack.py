@@ -39,7 +39,13 @@ class Router:
         self.reconciler = Reconciler(kernel)
         self.history = PnHistory(directory / "packet-numbers.json")
         self.history.load()
-        self.keyd = Keyd(lambda: config, kernel.secy, self.history, resolve_sak, structlog.get_logger())
+        self.keyd = Keyd(
+            lambda: config,
+            lambda channel: kernel.secy(channel.macsec_device),
+            self.history,
+            resolve_sak,
+            structlog.get_logger(),
+        )
         self.keyd.reload()
         self.tasks = []
 

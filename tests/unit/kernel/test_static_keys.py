@@ -219,7 +219,14 @@ async def test_a_refused_configuration_keeps_the_old_one(kernel, history):
             raise answer
         return answer
 
-    keyd = Keyd(load, kernel.secy, history, sak, structlog.get_logger(), wall=lambda: 0.0)
+    keyd = Keyd(
+        load,
+        lambda channel: kernel.secy(channel.macsec_device),
+        history,
+        sak,
+        structlog.get_logger(),
+        wall=lambda: 0.0,
+    )
     await build(kernel)
     assert keyd.reload()
     assert not keyd.reload()
