@@ -8,7 +8,8 @@
     |   +-- Unsupported  this kernel cannot do it at all; the message names the way out
     |   +-- DataplaneError  our own data plane refused it
     +-- ControlError     a command could not be carried out by the running daemon
-    `-- LabError         the lab could not be built; never a scenario's verdict
+    +-- LabError         the lab could not be built; never a scenario's verdict
+    `-- BenchError       nothing can be measured here: a program or a right is missing
 
 Our own mistakes are assertions and crash the process, which its supervisor restarts.
 """
@@ -52,3 +53,7 @@ class ControlError(LastmileError):
 
 class LabError(LastmileError):
     """The lab cannot be built or reached on this machine."""
+
+
+class BenchError(LastmileError):
+    """Nothing can be measured on this machine; says what is missing."""

@@ -329,11 +329,12 @@ def routes(
 
 def main() -> None:
     """Entry point: our errors are sentences; a pipe that closes or Ctrl-C is no traceback."""
-    from router.cli import frames, keys, lab
+    from router.cli import bench, frames, keys, lab
 
     app.add_typer(keys.app, name="keys")
     app.add_typer(lab.app, name="lab")
     app.add_typer(frames.app, name="frames")
+    app.add_typer(bench.app, name="bench")
     try:
         app()
     except LastmileError as error:

@@ -34,6 +34,7 @@ IMPURE = {
 PROTOCOLS = {"bgp", "mka", "bfd", "monitor"}
 MAY_START_PROGRAMS = (
     "lab/",
+    "bench/",
     "cli/",
     "supervise.py",
     "bgp/exabgp.py",
