@@ -17,12 +17,20 @@ from router.errors import LabError
 if TYPE_CHECKING:
     from rich.console import Console
 
+SECYS = ("auto", "kernel", "fastpath")
+
 app = typer.Typer(no_args_is_help=True, help="Bring up a whole lab, look into it, run scenarios.")
 
 Edges = Annotated[str, typer.Option(help="The provider's edges: frr, bird or gobgp.")]
 Json = Annotated[bool, typer.Option("--json", help="Print data instead of a table.")]
 MachineKind = Annotated[
     str, typer.Option("--machine", help="auto, host (namespaces of this kernel) or guest (user-mode Linux).")
+]
+
+
+SecyKind = Annotated[
+    str,
+    typer.Option("--secy", help="Who does the router's MACsec: auto, kernel, or fastpath (its data plane)."),
 ]
 
 
@@ -87,10 +95,11 @@ def list_(as_json: Json = False) -> None:
 
 
 @app.command()
-def run(
+def run(  # noqa: PLR0917 - options, by name
     scenarios: Annotated[list[str], typer.Argument(help="Names from `lab list`, or `all`.")],
     edges: Edges = "",
     machine: MachineKind = "auto",
+    secy: SecyKind = "auto",
     capture: Annotated[
         Path | None, typer.Option(help="Keep whole captures, a pcapng per wire, in this directory.")
     ] = None,
@@ -113,12 +122,14 @@ def run(
                 raise LabError(
                     f"{scenario.name} runs with {' or '.join(scenario.edges)} edges, not with {edges!r}"
                 )
+        if secy not in SECYS:
+            raise LabError(f"--secy is {', '.join(SECYS)}, not {secy!r}")
         kind, reason = detect.choose(machine)
         console.print(reason)
         outcomes = []
         for scenario in chosen:
             kept = capture / scenario.name if capture and len(chosen) > 1 else capture
-            outcome = runner.run(scenario, edges or scenario.edges[0], kind, console, kept)
+            outcome = runner.run(scenario, edges or scenario.edges[0], kind, console, kept, secy=secy)
             outcomes.append(outcome)
             if not as_json:
                 runner.show(outcome, Console(highlight=False))

@@ -19,8 +19,12 @@ from router.lab.topology import Topology
 class Lab:
     """A topology with its programs. Build it, use it, `close` it."""
 
-    def __init__(self, topology: Topology, edges: str = "frr", *, keep_captures: bool = False) -> None:
+    def __init__(
+        self, topology: Topology, edges: str = "frr", *, secy: str = "auto", keep_captures: bool = False
+    ) -> None:
         self.topology = topology
+        self.secy = secy
+        """As asked for: `auto`, `kernel` or `fastpath`."""
         self.edges_kind = edges
         self.network = Network(topology)
         self.router = RouterUnderTest(self.network, WORK / "router")
@@ -111,13 +115,23 @@ class Lab:
                 lines.append(f"route replace {prefix} {hops}")
         self.network.cloud.batch(lines)
 
-    def macsec_counters(self, node: str) -> dict[str, tuple[int, int]]:
-        """Frames (received ok, sent encrypted) of every MACsec device in a node."""
+    def macsec_counters(self) -> dict[str, tuple[str, int, int]]:
+        """Suite and frames (received ok, sent encrypted) of every SecY of the router, by device.
+
+        The kernel's are read from the kernel; our data plane's from the router's status.
+        """
         found = {}
-        for device in self.network.nodes[node].ip("-s", "macsec", "show"):
+        for channel in self.router.channels().values():
+            macsec = channel["macsec"]
+            if macsec["secy"] == "fastpath":
+                counts = int(macsec["in_pkts_ok"]), int(macsec["out_pkts_encrypted"])
+                found[str(macsec["device"])] = (str(macsec["suite"]), *counts)
+        if found:
+            return found
+        for device in self.network.router.ip("-s", "macsec", "show"):
             received = sum(int(sc["InPktsOK"]) for sc in device["rx_sc"])
-            sent = int(device["OutPktsEncrypted"])
-            found[device["ifname"]] = (received, sent)
+            suite = str(device.get("cipher_suite", "?")).lower()
+            found[device["ifname"]] = (suite, received, int(device["OutPktsEncrypted"]))
         return found
 
     def close(self) -> None:

@@ -60,10 +60,18 @@ class Progress:
                 pass
 
 
-def run(scenario: Scenario, edges: str, kind: str, console: Console, capture: Path | None = None) -> Outcome:
+def run(
+    scenario: Scenario,
+    edges: str,
+    kind: str,
+    console: Console,
+    capture: Path | None = None,
+    *,
+    secy: str = "auto",
+) -> Outcome:
     """Run one scenario. Raises LabError where the lab cannot be built; never for a failed check."""
     start = time.monotonic()
-    plan = scenario.edit(topology.load(scenario.topology))
+    plan = scenario.edit(topology.load(scenario.topology), secy)
     progress = Progress(console)
     report = Report(scenario.name, progress)
     keep = "drop"
@@ -92,7 +100,7 @@ def run(scenario: Scenario, edges: str, kind: str, console: Console, capture: Pa
 
     with machine.started(kind, capture.resolve() if capture else None) as place:
         report.progress("the lab's machine is up" if kind == "guest" else "namespaces are ready")
-        argv = [sys.executable, "-m", "router.lab.scenario", scenario.name, edges, keep]
+        argv = [sys.executable, "-m", "router.lab.scenario", scenario.name, edges, keep, secy]
         try:
             code = place.link.run(
                 argv,

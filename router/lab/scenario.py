@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import sys
 import traceback
 from collections.abc import Callable
@@ -41,9 +42,11 @@ class Scenario:
     edits: tuple[tuple[str, str], ...] = ()
     """Text replaced in the router's configuration file, (old, new); each old text must be there."""
 
-    def edit(self, topology: Topology) -> Topology:
-        """Apply the edits. Raises LabError where a text is not there."""
+    def edit(self, topology: Topology, secy: str = "auto") -> Topology:
+        """Apply the edits, and say who does MACsec. Raises LabError where a text is not there."""
         text = topology.config
+        if secy != "auto":
+            text = re.sub(r"^( +)profile: .*$", rf"\g<0>\n\1secy: {secy}", text, flags=re.MULTILINE)
         for old, new in self.edits:
             if old not in text:
                 raise LabError(f"scenario {self.name}: {topology.config_name} has no {old!r} to replace")
@@ -153,6 +156,13 @@ def all_scenarios() -> tuple[Scenario, ...]:
             "SAK after SAK under load: nothing is lost, association numbers wrap, no SA stays behind",
             topology="one-channel",
             function="mka:sak_rotation",
+            start_edges=("none",),
+        ),
+        Scenario(
+            "sak-rotation-1000",
+            "the same a thousand times; takes an hour",
+            topology="one-channel",
+            function="mka:sak_rotation_1000",
             timeout_s=7200.0,
             start_edges=("none",),
         ),
@@ -177,6 +187,14 @@ def all_scenarios() -> tuple[Scenario, ...]:
                     "    mtu: 8500\n    bgp: {gtsm: false, bogons: []}\n    advertise:",
                 ),
             ),
+        ),
+        Scenario(
+            "mka-faults",
+            "the key server dies at each step of a rotation, MKPDUs are lost, the device is deleted",
+            topology="one-channel",
+            function="mka:faults",
+            timeout_s=600.0,
+            start_edges=("none",),
         ),
         Scenario(
             "keyd-restart",
@@ -211,10 +229,18 @@ def find(name: str) -> Scenario:
     raise LabError(f"there is no scenario {name!r}; there are {', '.join(s.name for s in all_scenarios())}")
 
 
-def run_inside(scenario: Scenario, topology: Topology, edges: str, *, keep_captures: bool, emit: Emit) -> int:
+def run_inside(
+    scenario: Scenario,
+    topology: Topology,
+    edges: str,
+    *,
+    secy: str = "auto",
+    keep_captures: bool,
+    emit: Emit,
+) -> int:
     """Run a scenario in this machine, reporting to `emit`; 0 ok, 1 not, 2 the lab could not be built."""
     report = Report(scenario.name, emit)
-    lab = Lab(topology, edges, keep_captures=keep_captures)
+    lab = Lab(topology, edges, secy=secy, keep_captures=keep_captures)
     try:
         report.progress(f"building {topology.name}: {len(topology.nodes)} nodes, {len(topology.wires)} wires")
         lab.build()
@@ -256,15 +282,16 @@ def _explain(lab: Lab, report: Report) -> None:
 
 
 def main() -> None:
-    """Entry inside the machine: `inside SCENARIO EDGES KEEP`, the topology as JSON on standard input."""
-    name, edges, keep = sys.argv[1:4]
+    """Entry inside the machine: `SCENARIO EDGES KEEP SECY`, the topology as JSON on standard input."""
+    name, edges, keep, secy = sys.argv[1:5]
 
     def emit(event: dict[str, object]) -> None:
         sys.stdout.write(to_line(event) + "\n")
         sys.stdout.flush()
 
     topology = Topology.from_json(sys.stdin.read())
-    sys.exit(run_inside(find(name), topology, edges, keep_captures=keep == "keep", emit=emit))
+    kept = keep == "keep"
+    sys.exit(run_inside(find(name), topology, edges, secy=secy, keep_captures=kept, emit=emit))
 
 
 if __name__ == "__main__":

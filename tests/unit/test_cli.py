@@ -80,6 +80,7 @@ def channel(name, verdict, reason=""):
     macsec = MacsecStatus(
         f"ms-{name}",
         "kernel",
+        "configured",
         "must-secure",
         "gcm-aes-xpn-256",
         "static",

@@ -157,6 +157,14 @@ class KeydEnd(MkaEnd):
     def start(self, **settings: object) -> None:
         self.launcher = _launch([self.write(**settings)], self.directory / "launcher.log")
 
+    def die_at(self, moment: str) -> None:
+        """Have it die once at a step of its SecY: `before enable_transmit_sa`, `after create_receive_sa`."""
+        write_private(self.directory / "die", moment)
+
+    def alive(self) -> bool:
+        """Whether its process runs. Raises LabError where it never did."""
+        return not _is_zombie(self.pid)
+
     @property
     def pid(self) -> int:
         """Its process id. Raises LabError."""

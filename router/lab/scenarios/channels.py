@@ -67,15 +67,29 @@ def four_channels(lab: Lab, report: Report) -> None:
     report.figure("edges", lab.edges_kind)
     report.figure("edges_keys", ", ".join(sorted({e.kind for e in lab.mka_ends.values()})) or "static")
     report.figure("start_to_channels_up", round(start_and_wait(lab, report), 1), "s")
+    check_secy(lab, report)
     check_channels(lab, report)
     check_far_ends(lab, report)
     check_ecmp(lab, report)
-    before = lab.macsec_counters(lab.topology.router)
+    before = lab.macsec_counters()
     check_spread(lab, report)
     check_mtu(lab, report)
     check_tcp(lab, report)
     check_macsec(lab, report, before)
     check_cleartext(lab, report)
+
+
+def check_secy(lab: Lab, report: Report) -> None:
+    """Every channel has the SecY that was asked for, and says why."""
+    seen = {
+        f"{channel['macsec']['secy']}: {channel['macsec']['secy_reason']}"
+        for channel in lab.router.channels().values()
+    }
+    kinds = {text.partition(":")[0] for text in seen}
+    report.check("every channel says who does MACsec, and why", len(seen) == 1, "; ".join(seen))
+    if lab.secy != "auto":
+        report.check(f"the SecY is the {lab.secy}'s", kinds == {lab.secy}, ", ".join(kinds))
+    report.figure("secy", ", ".join(kinds))
 
 
 def eight_channels(lab: Lab, report: Report) -> None:
@@ -258,18 +272,16 @@ def check_tcp(lab: Lab, report: Report) -> None:
         report.figure(f"tcp_{afi}", round(stream.mbps), "Mbit/s")
 
 
-def check_macsec(lab: Lab, report: Report, before: dict[str, tuple[int, int]]) -> None:
+def check_macsec(lab: Lab, report: Report, before: dict[str, tuple[str, int, int]]) -> None:
     """Every secured port counts protected frames in both directions under the suite that was asked for."""
-    suites = {d["ifname"]: str(d.get("cipher_suite", "?")) for d in lab.network.router.ip("macsec", "show")}
-    after = lab.macsec_counters(lab.topology.router)
+    after = lab.macsec_counters()
     wanted = lab.topology.edges[0].suite
-    for device, (received, sent) in after.items():
-        received_before, sent_before = before.get(device, (0, 0))
+    for device, (suite, received, sent) in after.items():
+        _, received_before, sent_before = before.get(device, ("", 0, 0))
         more_in, more_out = received - received_before, sent - sent_before
-        same = suites[device].lower() == wanted
         report.check(
             f"{device}: {wanted} counters move",
-            same and more_in > 0 and more_out > 0,
+            suite == wanted and more_in > 0 and more_out > 0,
             f"in {more_in}, out {more_out}",
         )
     report.check(

@@ -178,14 +178,16 @@ class Channel:
         self.report.check(f"{what}: at most {allowed} lost" if allowed else f"{what}: none lost",
                           outage.sent > 0 and outage.lost <= allowed, detail)  # fmt: skip
 
-    def nothing_in_clear(self, *, some: bool = True) -> None:
-        """The capture of the wire, to the end of the scenario."""
+    def nothing_in_clear(self, *, stations_only: bool = False) -> None:
+        """The capture of the wire, to the end of the scenario; a switch may say something of its own."""
+        ends = [end for wire in self.lab.topology.wires for end in (wire.a, wire.b)]
+        stations = {bytes.fromhex(end.mac.replace(":", "")) for end in ends if end.mac}
         for channel, path in self.lab.stop_captures().items():
             clear, protected = cleartext_frames(path), protected_frames(path)
+            if stations_only:
+                clear = [frame for frame in clear if frame.octets[6:12] in stations]
             detail = f"{protected} MACsec frames, {len(clear)} in clear" + (f", {clear[0]}" if clear else "")
-            self.report.check(
-                f"wire {channel}: nothing in clear", not clear and (protected > 0) is some, detail
-            )
+            self.report.check(f"wire {channel}: nothing in clear", not clear and protected > 0, detail)
 
     def keyd_pid(self) -> int:
         """Process id of the router's key daemon. Raises LabError."""
@@ -197,7 +199,15 @@ class Channel:
 
 def sak_rotation(lab: Lab, report: Report) -> None:
     """Rotation after rotation under probes and TCP: no frame is lost, and no SA stays behind."""
-    rotations = int(os.environ.get("LASTMILE_ROTATIONS", "12"))
+    _rotate(lab, report, 12)
+
+
+def sak_rotation_1000(lab: Lab, report: Report) -> None:
+    """The same a thousand times: an hour, since an old SA is kept 3 s."""
+    _rotate(lab, report, 1000)
+
+
+def _rotate(lab: Lab, report: Report, rotations: int) -> None:
     channel = Channel(lab, report)
     channel.start()
     channel.wait_secured("secured before the first rotation")
@@ -602,4 +612,110 @@ def three_stations(lab: Lab, report: Report) -> None:
     back = reached(all_talk, SECURE_TIMEOUT_S, 0.2)
     report.check("it comes back: each talks to each", back is not None, f"after {back or -1:.1f} s")
     other.stop()
+    channel.nothing_in_clear(stations_only=True)
+
+
+# ------------------------------------------------------------------------- faults
+
+FAULT_POINTS: Final = tuple(
+    f"{when} {step}"
+    for step in (
+        "create_receive_sa",
+        "create_transmit_sa",
+        "enable_receive_sa",
+        "enable_transmit_sa",
+        "delete_transmit_sa",
+        "delete_receive_sa",
+    )
+    for when in ("before", "after")
+)
+"""Every step of a rotation at the key server, as its SecY sees it."""
+
+
+def faults(lab: Lab, report: Report) -> None:
+    """The key server dies at each step of a rotation; MKPDUs are lost; the port flaps; a key is taken away."""
+    channel = Channel(lab, report)
+    channel.start()
+    channel.wait_secured("secured")
+    far = channel.far_keyd
+    state = channel.state()
+    server = next(p["key_server"] for p in state["participants"] if p["principal"])
+    report.check("the far end is the key server", server != state["sci"], str(server))
+    limit_ms = MKA_LIFE_TIME_S * 1000
+    worst = 0
+    for moment in FAULT_POINTS:
+        until(lambda: _settled(channel), 30.0, lambda: "the last rotation does not end")
+        before = channel.current()
+        prober = channel.prober()
+        prober.start()
+        pid = far.pid
+        far.die_at(moment)
+        far.ask(verb="rekey", channel="edge")
+        died = reached(lambda p=pid: far.pid != p, 10.0, 0.02)  # type: ignore[misc]
+        up = reached(lambda: bool(channel.far_state()), 30.0, 0.02)
+        back = reached(lambda b=before: channel.current() not in {"", b} and _settled(channel), 40.0, 0.1)  # type: ignore[misc]
+        outage = prober.stop()
+        worst = max(worst, outage.longest_ms)
+        detail = (
+            f"{outage.lost} of {outage.sent} lost; its successor answers after {up or -1:.1f} s,"
+            f" all is settled {back or -1:.1f} s later"
+        )
+        report.check(f"key server dies {moment}: re-secured, at most a life time lost",
+                     died is not None and back is not None and outage.longest_ms <= limit_ms, detail)  # fmt: skip
+    report.figure("longest_outage_of_a_dead_key_server", worst, "ms")
+    _mkpdu_loss(channel)
+    _taken_away(channel)
+    _flap(channel)
     channel.nothing_in_clear()
+
+
+def _mkpdu_loss(channel: Channel) -> None:
+    """Every other MKPDU of the edge is lost: no frame is."""
+    edge = channel.edge
+    device = f"dev {edge.port}"
+    shape = [
+        f"qdisc add {device} root handle 1: htb default 10",
+        f"class add {device} parent 1: classid 1:10 htb rate 10gbit",
+        f"class add {device} parent 1: classid 1:30 htb rate 10gbit",
+        f"qdisc add {device} parent 1:30 handle 30: netem loss 50%",
+        f"filter add {device} parent 1: protocol 0x888e matchall flowid 1:30",
+    ]
+    for line in shape:
+        channel.edge_node.run("tc", *line.split())
+    until(lambda: _settled(channel), 30.0, lambda: "the last rotation does not end")
+    before = channel.current()
+    with channel.probes("half of the edge's MKPDUs are lost, with a rotation"):
+        channel.far_keyd.ask(verb="rekey", channel="edge")
+        seconds = reached(lambda: channel.current() not in {"", before}, 20.0)
+        reached(lambda: channel.state().get("port") != "secured", 6.0)
+    channel.report.check(
+        "half of the MKPDUs lost: the rotation ends", seconds is not None, f"after {seconds or -1:.1f} s"
+    )
+    channel.edge_node.run("tc", "qdisc", "del", "dev", edge.port, "root")
+
+
+def _taken_away(channel: Channel) -> None:
+    """Somebody deletes the router's secured port: it is made anew, under a key never used before."""
+    before = channel.current()
+    channel.lab.network.router.run("ip", "link", "delete", channel.device)
+    fresh = reached(
+        lambda: channel.current() not in {"", before} and channel.secured(), SECURE_TIMEOUT_S, 0.1
+    )
+    channel.report.check(
+        "MACsec device deleted: secured again under another key",
+        fresh is not None,
+        f"after {fresh or -1:.1f} s",
+    )
+
+
+def _flap(channel: Channel) -> None:
+    """The edge's port goes down for longer than a life time, and comes back."""
+    channel.edge_node.batch([f"link set {channel.edge.port} down"])
+    closed = reached(lambda: channel.state().get("port") == "closed", 15.0, 0.1)
+    channel.report.check(
+        "link down: closed within its life time", closed is not None, f"after {closed or -1:.1f} s"
+    )
+    channel.edge_node.batch(
+        [f"link set {channel.edge.port} up", "link set macsec0 up", f"link set vlan{channel.edge.vlan} up"]
+    )
+    channel.wait_secured("link up: secured again")
