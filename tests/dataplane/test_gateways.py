@@ -149,6 +149,7 @@ async def test_far_end_is_the_readable_twin(suite):
             await asyncio.wait({reader, ping}, return_when=asyncio.FIRST_COMPLETED)
             if not reader.done():
                 reader.cancel()
+                await asyncio.gather(reader, return_exceptions=True)
                 break
             [result] = twin.validate([bytes.fromhex(reader.result()["frame"])])
             assert result.verdict.value == "in_pkts_ok"
