@@ -93,9 +93,10 @@ class Inside:
         await self._process.wait()
         return json.loads(line) if line else None
 
-    def kill(self) -> None:
+    async def kill(self) -> None:
         if self._process.returncode is None:
             self._process.kill()
+        await self._process.communicate()
 
 
 @dataclass
@@ -208,9 +209,9 @@ class Gateway:
         )
         return done.returncode == 0 and " 0% packet loss" in done.stdout
 
-    def stop(self) -> None:
+    async def stop(self) -> None:
         for helper in self.helpers:
-            helper.kill()
+            await helper.kill()
         if self.process is not None and self.process.poll() is None:
             self.process.terminate()
             try:
@@ -271,7 +272,7 @@ async def wire(path: str = "packet", workers: int = 2, *, middle: bool = False):
             yield tuple(gateways)
         finally:
             for gateway in gateways:
-                gateway.stop()
+                await gateway.stop()
             for ns in everything:
                 ip("netns", "del", ns, check=False)
 
