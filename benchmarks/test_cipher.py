@@ -78,6 +78,7 @@ def python_rows(run_s: float = 0.004, runs: int = 5) -> list[dict[str, object]]:
                         "memory": "hot",
                         "gbps": round(fps * size * 8e-9, 2),
                         "mpps": round(fps * 1e-6, 3),
+                        "of_limit": None,
                     },
                 )
     return rows
@@ -130,6 +131,9 @@ def table(result: dict) -> str:
             best = [max(chosen[n, s]["gbps"] for n in libraries) for s in SIZES]
             cells = [f"{chosen[ours[0], s]['gbps'] / b:.2f}" for s, b in zip(SIZES, best, strict=True)]
             out.append(f"| **{ours[0]} / fastest library** | " + " | ".join(cells) + " | |")
+            if limit:
+                cells = [f"{chosen[ours[0], s]['of_limit']:.2f}" for s in SIZES]
+                out.append(f"| **{ours[0]} / port limit** | " + " | ".join(cells) + " | |")
     return "\n".join(out) + "\n"
 
 
@@ -175,8 +179,14 @@ def test_never_behind_a_library(result: dict, direction: str, size: int) -> None
 
 @pytest.mark.parametrize("direction", ["protect", "validate"])
 def test_jumbo_frames_near_the_port_limit(result: dict, direction: str) -> None:
-    """9000 octets of XPN-256 run at what the ports of the core allow, or nearly."""
-    assert gbps(result, "vaes512", direction, 9000) >= LIMIT_TARGET * result["port_limit"]["aes256_gbps"]
+    """9000 octets of XPN-256 run at what the ports allow, sampled beside each run, or nearly."""
+    wanted = ("vaes512", "gcm-aes-xpn-256", direction, 9000, "hot")
+    (row,) = (
+        r
+        for r in result["rows"]
+        if (r["backend"], r["suite"], r["direction"], r["size"], r["memory"]) == wanted
+    )
+    assert row["of_limit"] >= LIMIT_TARGET
 
 
 @pytest.mark.parametrize("direction", ["protect", "validate"])

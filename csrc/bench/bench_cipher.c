@@ -3,9 +3,11 @@
  *   bench_cipher [--backend NAME] [--suite NAME] [--size N] [--quick]
  *
  * Prints JSON, one object a line, first one per measurement, then the limit (null without AVX-512):
- *   {"backend", "suite", "direction", "size", "memory", "gbps", "mpps"}
+ *   {"backend", "suite", "direction", "size", "memory", "gbps", "mpps",
+ *    "of_limit"}
  *   {"port_limit": {"aes128_gbps", "aes256_gbps", "aes128_bare_gbps", "aes256_bare_gbps"}}
- * gbps counts the payload only, mpps the frames. One core, one thread.
+ * gbps counts the payload only, mpps the frames; of_limit is the median of gbps over the port limit
+ * as sampled just before each run (null without AVX-512). One core, one thread.
  *
  * A measurement is the median of several short runs, and the backends and the limit take turns, run
  * by run: the machine may be shared, so figures are to be compared within one run of this program.
@@ -175,19 +177,23 @@ static __attribute__((noinline)) double limit_gbps(int rounds, int bare)
 #pragma GCC pop_options
 #endif
 
-static void limits_sample(struct limits *limits)
+/* Takes a sample of all; returns that for keys of key_len octets, Gbit/s, or 0 if there is none. */
+static double limits_sample(struct limits *limits, uint32_t key_len)
 {
     if (!(cpu_features() & CPU_VAES512) || limits->count == LIMITS_MAX)
-        return;
+        return 0;
     for (int bits = 0; bits < 2; bits++)
         for (int bare = 0; bare < 2; bare++)
             limits->sample[bits][bare][limits->count] = limit_gbps(bits ? 14 : 10, bare);
     limits->count++;
+    return limits->sample[key_len == 32][0][limits->count - 1];
 }
 #else
-static void limits_sample(struct limits *limits)
+static double limits_sample(struct limits *limits, uint32_t key_len)
 {
     (void)limits;
+    (void)key_len;
+    return 0;
 }
 #endif
 
@@ -282,7 +288,7 @@ static void measure(const struct options *o, const struct gcm_backend *const *ba
 {
     static struct gcm_key key[BACKENDS_MAX];
     const int runs = cold ? o->cold_runs : o->runs;
-    double rates[BACKENDS_MAX][2][RUNS_MAX];
+    double rates[BACKENDS_MAX][2][RUNS_MAX], ratios[BACKENDS_MAX][2][RUNS_MAX];
     uint8_t secret[32] = {0};
     struct ring ring;
 
@@ -294,18 +300,26 @@ static void measure(const struct options *o, const struct gcm_backend *const *ba
         if (gcm_key_init(&key[b], backends[b], secret, suite->key_len) != GCM_OK)
             abort();
     for (int run = cold ? 0 : -1; run < runs; run++) { /* run -1 warms up */
-        limits_sample(limits);
-        for (int b = 0; b < count; b++)
-            for (int open = 0; open < 2; open++)
-                rates[b][open][run < 0 ? 0 : run] = rate(&ring, &key[b], open, o->run_s);
+        const int slot = run < 0 ? 0 : run;
+        const double limit_fps = limits_sample(limits, suite->key_len) * 1e9 / 8 / size;
+        for (int b = 0; b < count; b++) {
+            for (int open = 0; open < 2; open++) {
+                rates[b][open][slot] = rate(&ring, &key[b], open, o->run_s);
+                ratios[b][open][slot] = limit_fps > 0 ? rates[b][open][slot] / limit_fps : 0;
+            }
+        }
     }
     for (int b = 0; b < count; b++) {
         for (int open = 0; open < 2; open++) {
             const double fps = median(rates[b][open], runs);
             printf("{\"backend\": \"%s\", \"suite\": \"%s\", \"direction\": \"%s\", "
-                   "\"size\": %u, \"memory\": \"%s\", \"gbps\": %.2f, \"mpps\": %.3f}\n",
+                   "\"size\": %u, \"memory\": \"%s\", \"gbps\": %.2f, \"mpps\": %.3f, ",
                    gcm_backend_name(backends[b]), suite->name, open ? "validate" : "protect", size,
                    cold ? "cold" : "hot", fps * size * 8e-9, fps * 1e-6);
+            if (limits->count > 0)
+                printf("\"of_limit\": %.3f}\n", median(ratios[b][open], runs));
+            else
+                puts("\"of_limit\": null}");
         }
         gcm_key_wipe(&key[b]);
     }
@@ -315,7 +329,7 @@ static void measure(const struct options *o, const struct gcm_backend *const *ba
 
 int main(int argc, char **argv)
 {
-    struct options o = {.runs = 7, .cold_runs = 3, .run_s = 0.6e-3};
+    struct options o = {.runs = 13, .cold_runs = 3, .run_s = 0.4e-3};
     static struct limits limits;
     const struct gcm_backend *backends[BACKENDS_MAX];
     int count = 0;
