@@ -841,11 +841,6 @@ def keys_are_of_one_kind(draft: Draft) -> Findings:
         if len(macsec.suites) > 1:
             message = "several suites, but static keys fit one - name the one"
             yield _error(draft, _macsec_path(draft, channel.path, "suite"), message)
-        if macsec.mode is MacsecMode.SHOULD_SECURE:
-            message = (
-                "should-secure needs key agreement: with static keys nobody knows that the peer has none"
-            )
-            yield _error(draft, _macsec_path(draft, channel.path, "policy"), message)
 
 
 def key_chains_fit_the_provider(draft: Draft) -> Findings:
@@ -901,15 +896,15 @@ def key_references_are_used_once(draft: Draft) -> Findings:
     yield from _twice(draft, uses(), lambda _, first: f"is used already ({first}) - each has its own")
 
 
-def should_secure_is_said_aloud(draft: Draft) -> Findings:
-    """Warn: frames may leave in clear, and that is somebody's explicit choice."""
+def policies_can_be_kept(draft: Draft) -> Findings:
+    """A port that opens in clear needs a guard that opens too, and ours never does."""
     for channel in draft.channels:
         if channel.value.macsec.mode is MacsecMode.SHOULD_SECURE:
             message = (
-                f"SHOULD-SECURE on {channel.value.id}: while the far end has no key of ours, FRAMES PASS IN CLEAR"
-                " - must-secure unless the provider asks for this"
+                "should-secure would let cleartext out of the port, and the port's guard lets none out"
+                " - the only policy so far is must-secure"
             )
-            yield _warning(draft, _macsec_path(draft, channel.path, "policy"), message)
+            yield _error(draft, _macsec_path(draft, channel.path, "policy"), message)
 
 
 def static_keys_are_for_the_lab(draft: Draft) -> Findings:
@@ -1036,7 +1031,7 @@ RULES: Final[tuple[Rule, ...]] = (
     key_chains_fit_the_provider,
     key_names_are_used_once,
     key_references_are_used_once,
-    should_secure_is_said_aloud,
+    policies_can_be_kept,
     static_keys_are_for_the_lab,
     static_keys_fit_the_suite,
     static_keys_are_used_once,

@@ -159,14 +159,6 @@ def all_scenarios() -> tuple[Scenario, ...]:
             start_edges=("none",),
         ),
         Scenario(
-            "sak-rotation-1000",
-            "the same a thousand times; takes an hour",
-            topology="one-channel",
-            function="mka:sak_rotation_1000",
-            timeout_s=7200.0,
-            start_edges=("none",),
-        ),
-        Scenario(
             "xpn-wrap",
             "packet numbers cross 2^32 under load",
             topology="one-channel",

@@ -35,6 +35,8 @@ from router.secy import SecY
 
 CLONE_NEWNET: Final = 0x40000000
 EDGE: Final = ChannelId("edge")
+DIED: Final = 137
+"""Exit status of a process that died where it was told to."""
 
 
 def configuration(specification: dict[str, Any]) -> EffectiveConfig:
@@ -114,7 +116,7 @@ class DyingSecy:
             return
         if ordered == moment:
             self._order.unlink()
-            os._exit(137)
+            os._exit(DIED)
 
 
 def run(path: Path) -> None:
@@ -129,7 +131,9 @@ def run(path: Path) -> None:
         if libc.setns(namespace.fileno(), CLONE_NEWNET):
             code = ctypes.get_errno()
             raise OSError(code, os.strerror(code), first["netns"])
-    (directory / "pid").write_text(str(os.getpid()))
+    fresh = directory / "pid.new"
+    fresh.write_text(str(os.getpid()))
+    fresh.rename(directory / "pid")
     give_up_privileges()
     asyncio.run(
         serve(
@@ -155,29 +159,39 @@ def _changes_of(path: Path) -> Callable[[], bool]:
 
 
 def main() -> None:
-    """Become one process per specification, and wait for them."""
-    children: list[int] = []
-    for text in sys.argv[1:]:
-        child = os.fork()
-        if child == 0:
-            code = 1
-            try:
-                run(Path(text))
-                code = 0
-            except (LastmileError, OSError) as error:
-                sys.stderr.write(f"{text}: {error}\n")
-            finally:
-                sys.stderr.flush()
-                os._exit(code)
-        children.append(child)
+    """Become one process per specification; one that died at its fault point has a successor at once.
+
+    The successor is a fork of this warm interpreter: what is tested is what a successor does, not how
+    long an interpreter takes to start on a busy machine.
+    """
+    children = {_start(Path(text)): Path(text) for text in sys.argv[1:]}
 
     def pass_on(number: int, _frame: object) -> None:
         for child in children:
             os.kill(child, number)
 
     signal.signal(signal.SIGTERM, pass_on)
-    for child in children:
-        os.waitpid(child, 0)
+    while children:
+        child, status = os.wait()
+        path = children.pop(child)
+        if os.waitstatus_to_exitcode(status) == DIED:
+            children[_start(path)] = path
+
+
+def _start(path: Path) -> int:
+    child = os.fork()
+    if child:
+        return child
+    code = 1
+    try:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        run(path)
+        code = 0
+    except (LastmileError, OSError) as error:
+        sys.stderr.write(f"{path}: {error}\n")
+    finally:
+        sys.stderr.flush()
+        os._exit(code)
 
 
 if __name__ == "__main__":
