@@ -24,7 +24,11 @@ app = typer.Typer(no_args_is_help=True, help="Bring up a whole lab, look into it
 Edges = Annotated[str, typer.Option(help="The provider's edges: frr, bird or gobgp.")]
 Json = Annotated[bool, typer.Option("--json", help="Print data instead of a table.")]
 MachineKind = Annotated[
-    str, typer.Option("--machine", help="auto, host (namespaces of this kernel) or guest (user-mode Linux).")
+    str,
+    typer.Option(
+        "--machine",
+        help="auto, host (namespaces of this kernel), guest (user-mode Linux) or bridged (edges in a guest).",
+    ),
 ]
 
 
@@ -124,7 +128,7 @@ def run(  # noqa: PLR0917 - options, by name
                 )
         if secy not in SECYS:
             raise LabError(f"--secy is {', '.join(SECYS)}, not {secy!r}")
-        kind, reason = detect.choose(machine)
+        kind, reason = detect.choose(machine, secy)
         console.print(reason)
         outcomes = []
         for scenario in chosen:

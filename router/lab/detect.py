@@ -41,17 +41,30 @@ def missing() -> list[str]:
     return done.stdout.split()
 
 
-def choose(asked: str) -> tuple[str, str]:
-    """Choose the machine: `host` or `guest`, and one line that says why. Raises LabError."""
-    if asked in {"host", "guest"}:
-        return asked, f"lab in {'this kernel' if asked == 'host' else 'a guest kernel'}, as asked"
+ASKED: Final = {
+    "host": "lab in this kernel, as asked",
+    "guest": "lab in a guest kernel, as asked",
+    "bridged": "the router in this kernel, the provider's edges in a guest kernel, as asked",
+}
+
+
+def choose(asked: str, secy: str = "auto") -> tuple[str, str]:
+    """Choose the machine: `host`, `guest` or `bridged`, and one line that says why. Raises LabError.
+
+    `bridged` is the router in this kernel, and the edges, whose MACsec is a kernel's, in a guest.
+    """
+    if asked in ASKED:
+        return asked, ASKED[asked]
     if asked != "auto":
-        raise LabError(f"--machine is auto, host or guest, not {asked!r}")
+        raise LabError(f"--machine is auto, {', '.join(ASKED)}, not {asked!r}")
     lacking = missing()
     if not lacking:
         return "host", f"lab in namespaces of this kernel ({os.uname().release})"
     if lacking == ["root"]:
         return "guest", "lab in a user-mode-Linux guest: not root here"
+    if secy == "fastpath" and "veth" not in lacking:
+        here = f"this kernel ({os.uname().release}, without {', '.join(lacking)})"
+        return "bridged", f"the router in {here}, edges with kernel MACsec in a user-mode-Linux guest"
     return (
         "guest",
         f"lab in a user-mode-Linux guest: this kernel ({os.uname().release}) has no {', '.join(lacking)}",

@@ -3,30 +3,41 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from router.lab import farend
 from router.lab.capture import Capture
 from router.lab.daemon import RouterUnderTest
 from router.lab.farend.mka import MkaEnd, start_mka
 from router.lab.machine import RESULTS, WORK
-from router.lab.network import Network
+from router.lab.network import Network, Side
 from router.lab.topology import Topology
+
+if TYPE_CHECKING:
+    from router.lab.guest_edges import GuestEdges
 
 
 class Lab:
     """A topology with its programs. Build it, use it, `close` it."""
 
     def __init__(
-        self, topology: Topology, edges: str = "frr", *, secy: str = "auto", keep_captures: bool = False
+        self,
+        topology: Topology,
+        edges: str = "frr",
+        *,
+        secy: str = "auto",
+        side: Side = "whole",
+        keep_captures: bool = False,
     ) -> None:
         self.topology = topology
         self.secy = secy
         """As asked for: `auto`, `kernel` or `fastpath`."""
         self.edges_kind = edges
-        self.network = Network(topology)
+        self.network = Network(topology, side)
+        self._guest: GuestEdges | None = None
+        """Where the edges are in a guest."""
         self.router = RouterUnderTest(self.network, WORK / "router")
         self.far_ends: dict[str, farend.FarEnd] = {}
         self.mka_ends: dict[str, MkaEnd] = {}
@@ -35,12 +46,18 @@ class Lab:
         """By channel."""
         self._keep_captures = keep_captures
 
-    def build(self) -> None:
+    def build(self, secrets: Mapping[str, str] | None = None) -> None:
         """Make the network. Raises LabError."""
-        self.network.build()
+        self.network.build(secrets)
 
     def start_edges(self, nodes: tuple[str, ...] = ()) -> None:
         """Start key agreement on all edges, and the routing daemons of these edges or of all."""
+        if self.network.side == "host":
+            from router.lab.guest_edges import GuestEdges
+
+            self._guest = GuestEdges(self.network, self.edges_kind, nodes)
+            self.far_ends, self.mka_ends = self._guest.far_ends(), self._guest.mka_ends()
+            return
         self.mka_ends = start_mka(
             self.network,
             [edge for edge in self.topology.edges if edge.key_directory],
@@ -68,8 +85,8 @@ class Lab:
         directory = RESULTS if self._keep_captures else WORK
         for edge in self.topology.edges:
             path = directory / f"{edge.channel}.pcapng"
-            node = self.network.nodes[edge.node]
-            self.captures[edge.channel] = Capture(node, edge.port, path, whole=self._keep_captures)
+            node, device = self.network.tapped(edge)
+            self.captures[edge.channel] = Capture(node, device, path, whole=self._keep_captures)
             self.captures[edge.channel].start()
         for capture in self.captures.values():
             capture.ready()
@@ -139,6 +156,9 @@ class Lab:
         with contextlib.suppress(OSError):
             if self.router.process is not None:
                 self.router.stop()
+        if self._guest is not None:
+            self._guest.close()
+            self.far_ends, self.mka_ends = {}, {}
         for far_end in self.far_ends.values():
             far_end.stop()
         for mka_end in self.mka_ends.values():

@@ -22,7 +22,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -52,6 +52,14 @@ GUEST_MEMORY: Final = 1 << 30
 
 PREFIX: Final = "lastmile-lab-"
 PR_SET_PDEATHSIG: Final = 1
+
+
+@dataclass(frozen=True, slots=True)
+class GuestWire:
+    """A TAP of the namespace `wires` that a guest has as its device `vecN`, N being its place."""
+
+    tap: str
+    mtu: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +104,11 @@ def started(kind: str, results: Path | None = None) -> Iterator[Machine]:
     machine.close()
 
 
-def start(kind: str, results: Path | None = None) -> Machine:
-    """Start a machine. `results` is a directory of the host that it may write to. Raises LabError."""
+def start(kind: str, results: Path | None = None, wires: Sequence[GuestWire] = ()) -> Machine:
+    """Start a machine. `results` is a directory of the host that it may write to. Raises LabError.
+
+    A guest can have `wires` to the namespace of that name of the kernel it runs on.
+    """
     reap()
     directory = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir=_scratch()))
     ours, theirs = socket.socketpair()
@@ -105,7 +116,7 @@ def start(kind: str, results: Path | None = None) -> Machine:
     try:
         with theirs, (directory / "console").open("wb") as console:
             command = (
-                _guest(directory, theirs.fileno(), results)
+                _guest(directory, theirs.fileno(), results, wires)
                 if kind == "guest"
                 else _host(theirs.fileno(), results)
             )
@@ -181,7 +192,7 @@ def _host(line: int, results: Path | None) -> list[str]:
     return _contained(inner, "--mount", "--mount-proc", "--net")
 
 
-def _guest(directory: Path, line: int, results: Path | None) -> list[str]:
+def _guest(directory: Path, line: int, results: Path | None, wires: Sequence[GuestWire]) -> list[str]:
     kernel = shutil.which(GUEST_KERNEL)
     if kernel is None:
         raise LabError(
@@ -197,7 +208,12 @@ def _guest(directory: Path, line: int, results: Path | None) -> list[str]:
     consoles = (
         f"con=null con0=null,fd:1 ssl=null ssl0=fd:{line} quiet uml_dir={directory}/ umid=guest".split()
     )
-    return _contained([kernel, *boot, *consoles])
+    vectors = [
+        f"vec{number}:transport=tap,ifname={wire.tap},depth=64,mtu={wire.mtu}"
+        for number, wire in enumerate(wires)
+    ]
+    where = ["ip", "netns", "exec", "wires"] if wires else []
+    return _contained([*where, kernel, *boot, *vectors, *consoles])
 
 
 def _init_script(results: Path | None) -> str:

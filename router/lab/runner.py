@@ -98,9 +98,11 @@ def run(
             else:
                 report.take(event)
 
-    with machine.started(kind, capture.resolve() if capture else None) as place:
+    with machine.started(
+        "host" if kind == "bridged" else kind, capture.resolve() if capture else None
+    ) as place:
         report.progress("the lab's machine is up" if kind == "guest" else "namespaces are ready")
-        argv = [sys.executable, "-m", "router.lab.scenario", scenario.name, edges, keep, secy]
+        argv = [sys.executable, "-m", "router.lab.scenario", scenario.name, edges, keep, secy, kind]
         try:
             code = place.link.run(
                 argv,

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from router.errors import LabError
 from router.lab import farend
 from router.lab.lab import Lab
+from router.lab.network import Side
 from router.lab.report import Emit, Report, to_line
 from router.lab.topology import Topology
 
@@ -227,12 +228,13 @@ def run_inside(
     edges: str,
     *,
     secy: str = "auto",
+    side: Side = "whole",
     keep_captures: bool,
     emit: Emit,
 ) -> int:
     """Run a scenario in this machine, reporting to `emit`; 0 ok, 1 not, 2 the lab could not be built."""
     report = Report(scenario.name, emit)
-    lab = Lab(topology, edges, secy=secy, keep_captures=keep_captures)
+    lab = Lab(topology, edges, secy=secy, side=side, keep_captures=keep_captures)
     try:
         report.progress(f"building {topology.name}: {len(topology.nodes)} nodes, {len(topology.wires)} wires")
         lab.build()
@@ -274,16 +276,17 @@ def _explain(lab: Lab, report: Report) -> None:
 
 
 def main() -> None:
-    """Entry inside the machine: `SCENARIO EDGES KEEP SECY`, the topology as JSON on standard input."""
-    name, edges, keep, secy = sys.argv[1:5]
+    """Entry inside the machine: `SCENARIO EDGES KEEP SECY KIND`, the topology as JSON on standard input."""
+    name, edges, keep, secy, kind = sys.argv[1:6]
 
     def emit(event: dict[str, object]) -> None:
         sys.stdout.write(to_line(event) + "\n")
         sys.stdout.flush()
 
     topology = Topology.from_json(sys.stdin.read())
+    side: Side = "host" if kind == "bridged" else "whole"
     kept = keep == "keep"
-    sys.exit(run_inside(find(name), topology, edges, secy=secy, keep_captures=kept, emit=emit))
+    sys.exit(run_inside(find(name), topology, edges, secy=secy, side=side, keep_captures=kept, emit=emit))
 
 
 if __name__ == "__main__":
