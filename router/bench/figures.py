@@ -51,13 +51,14 @@ class Samples:
     of_limit: dict[Key, list[float]] = field(default_factory=dict)
 
     def add(self, rows: Iterable[Mapping[str, Any]], limit: Mapping[str, float] | None) -> None:
-        """Take in one round of one size."""
+        """Take in one round of one size. A row may bring the share of a limit sampled beside it."""
         for row in rows:
             key = (row["backend"], row["suite"], row["direction"], row["size"])
             self.gbps.setdefault(key, []).append(row["gbps"])
             if limit is not None:
                 bits = "128" if row["suite"].endswith("128") else "256"
-                self.of_limit.setdefault(key, []).append(row["gbps"] / limit[f"aes{bits}_gbps"])
+                share = row.get("of_limit") or row["gbps"] / limit[f"aes{bits}_gbps"]
+                self.of_limit.setdefault(key, []).append(share)
 
     def rows(self) -> list[Row]:
         """Medians, in the order of the first round."""
