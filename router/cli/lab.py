@@ -128,12 +128,13 @@ def run(  # noqa: PLR0917 - options, by name
                 )
         if secy not in SECYS:
             raise LabError(f"--secy is {', '.join(SECYS)}, not {secy!r}")
-        kind, reason = detect.choose(machine, secy)
-        console.print(reason)
         outcomes = []
         for scenario in chosen:
+            who = scenario.secy if secy == "auto" else secy
+            kind, reason = detect.choose("bridged" if scenario.bridged else machine, who)
+            console.print(reason)
             kept = capture / scenario.name if capture and len(chosen) > 1 else capture
-            outcome = runner.run(scenario, edges or scenario.edges[0], kind, console, kept, secy=secy)
+            outcome = runner.run(scenario, edges or scenario.edges[0], kind, console, kept, secy=who)
             outcomes.append(outcome)
             if not as_json:
                 runner.show(outcome, Console(highlight=False))

@@ -15,6 +15,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 
 from router.errors import LabError
 from router.lab import farend
@@ -24,6 +25,13 @@ from router.lab.report import Emit, Report, to_line
 from router.lab.topology import Topology
 
 ScenarioFunction = Callable[[Lab, Report], None]
+
+
+BAD_WIRE: Final = (
+    ("policy: must-secure", "policy: must-secure\n      replay_window: 64"),
+    ("mka: {priority: 16}", "mka: {priority: 1}"),  # so that the router can be told to rekey
+)
+"""Of the scenarios with a bad wire."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +50,10 @@ class Scenario:
     """Edges to start beforehand; empty for all."""
     edits: tuple[tuple[str, str], ...] = ()
     """Text replaced in the router's configuration file, (old, new); each old text must be there."""
+    secy: str = "auto"
+    """Who does the router's MACsec where nobody says otherwise."""
+    bridged: bool = False
+    """Needs the router in this kernel and the edges in a guest: something is done to the wire between."""
 
     def edit(self, topology: Topology, secy: str = "auto") -> Topology:
         """Apply the edits, and say who does MACsec. Raises LabError where a text is not there."""
@@ -195,6 +207,41 @@ def all_scenarios() -> tuple[Scenario, ...]:
             topology="one-channel",
             function="mka:keyd_restart",
             start_edges=("none",),
+        ),
+        Scenario(
+            "fastpath-crash",
+            "the data plane is killed under load: nothing in clear, other keys, loss stated",
+            topology="four-channels",
+            function="fastpath:crash",
+            timeout_s=240.0,
+            secy="fastpath",
+        ),
+        Scenario(
+            "fastpath-crash-static",
+            "the same with static keys: no packet number comes twice under one key",
+            topology="static-keys",
+            function="fastpath:crash",
+            timeout_s=240.0,
+            secy="fastpath",
+        ),
+        Scenario(
+            "fastpath-soak",
+            "a wire that corrupts, repeats and reorders: every bad frame under its name, no good one lost",
+            topology="one-channel",
+            function="fastpath:soak",
+            secy="fastpath",
+            bridged=True,
+            edits=BAD_WIRE,
+        ),
+        Scenario(
+            "fastpath-soak-long",
+            "the same for ten minutes",
+            topology="one-channel",
+            function="fastpath:soak_long",
+            timeout_s=800.0,
+            secy="fastpath",
+            bridged=True,
+            edits=BAD_WIRE,
         ),
         Scenario(
             "10k-prefixes",

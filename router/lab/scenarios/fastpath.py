@@ -1,0 +1,419 @@
+"""The router's own data plane: killed under load, and on a wire that corrupts, repeats and reorders."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import select
+import signal
+import socket
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+from router.api.keyd import ask as ask_keyd
+from router.errors import ControlError, LabError
+from router.lab.capture import ETHERTYPE_MACSEC, frames
+from router.lab.lab import Lab
+from router.lab.network import WIRES, crossings
+from router.lab.node import Node
+from router.lab.poll import until
+from router.lab.report import Report
+from router.lab.scenarios.channels import check_cleartext, check_ecmp, start_and_wait, wait_for_channels
+from router.lab.topology import Edge
+from router.lab.traffic import Prober
+
+BACK_TIMEOUT_S: Final = 60.0
+KILLS: Final = 3
+BLOCK: Final = 1400
+ECHO_PORT: Final = 7100
+ECHO_SIZES: Final = (1, 8400)
+"""Octets of payload: from a frame that is padded to one that just fits the channel's MTU."""
+ECHO_BURST: Final = 4
+SOAK_S: Final = 40.0
+SOAK_LONG_S: Final = 600.0
+REKEY_S: Final = 8.0
+RSS_GROWTH_MAX: Final = 1 << 20
+SO_RCVBUFFORCE: Final = 33
+SOL_PACKET: Final = 263
+PACKET_IGNORE_OUTGOING: Final = 23
+ETH_P_ALL: Final = 3
+FRAME_MAX: Final = 1 << 16
+HOLD_FRAMES: Final = 3
+"""A frame that is late by so many is well inside the replay window."""
+HOLD_S: Final = 0.05
+
+# Places in a frame with an explicit SCI (IEEE 802.1AE-2018 9.3).
+TCI_AN, PN, SCI, DATA = 14, 16, 20, 28
+TCI_V: Final = 0x80
+ICV_OCTETS: Final = 16
+
+
+def dataplane_status(lab: Lab) -> dict[str, Any]:
+    """What the data plane says of itself. Raises LabError."""
+    with socket.socket(socket.AF_UNIX) as talk:
+        talk.settimeout(10.0)
+        try:
+            talk.connect(str(lab.router.run_directory / "dataplane.sock"))
+            talk.sendall(b'{"status": true}\n')
+            with talk.makefile("rb") as answers:
+                answer: dict[str, Any] = json.loads(answers.readline())
+        except (OSError, ValueError) as error:
+            raise LabError(f"the data plane does not answer: {error}") from error
+    return answer
+
+
+def _process(lab: Lab) -> dict[str, Any]:
+    """The data plane's process. Raises LabError."""
+
+    def running() -> dict[str, Any] | None:
+        status = lab.router.status() or {}
+        return next((p for p in status.get("processes", []) if p["name"] == "dataplane" and p["pid"]), None)
+
+    return until(running, BACK_TIMEOUT_S, lambda: "there is no data plane") or {}
+
+
+def _keys(lab: Lab) -> dict[str, str]:
+    """The name of the key that each channel sends under."""
+    return {name: str(c["macsec"]["key_id"]) for name, c in lab.router.channels().items()}
+
+
+# -- killed under load
+
+
+@contextlib.contextmanager
+def _load(source: Node, address: str) -> Iterator[None]:
+    """Large datagrams from `source`, as many as one thread can, while the block lasts."""
+    stop = threading.Event()
+    sender = source.socket(socket.AF_INET, socket.SOCK_DGRAM)
+
+    def send() -> None:
+        block = bytes(BLOCK)
+        while not stop.wait(0.001):
+            for port in range(20):
+                with contextlib.suppress(OSError):
+                    sender.sendto(block, (address, ECHO_PORT + 100 + port))
+
+    thread = threading.Thread(target=send, name="load", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+        sender.close()
+
+
+def crash(lab: Lab, report: Report) -> None:
+    """The engine dies under load: no frame in clear, no packet number twice, and it comes back by itself."""
+    start_and_wait(lab, report)
+    check_ecmp(lab, report)
+    names = [edge.channel for edge in lab.topology.edges]
+    static = not any(edge.key_directory for edge in lab.topology.edges)
+    seen = {name: [key] for name, key in _keys(lab).items()}
+    prober = Prober(lab.network.branch, lab.network.cloud, lab.topology.cloud.address4)
+    prober.start()
+    slowest = 0.0
+    try:
+        with _load(lab.network.branch, lab.topology.cloud.address4):
+            for kill in range(1, KILLS + 1):
+                process = int(_process(lab)["pid"])
+                os.kill(process, signal.SIGKILL)
+                died = time.monotonic()
+                report.progress(f"data plane killed, {kill} of {KILLS}")
+                until(
+                    lambda p=process: int(_process(lab)["pid"]) != p,  # type: ignore[misc]
+                    BACK_TIMEOUT_S,
+                    lambda: "the data plane did not come back",
+                )
+                until(
+                    lambda: not _stale(lab, names, seen, static=static),
+                    BACK_TIMEOUT_S,
+                    lambda: "the channels have no keys",
+                )
+                wait_for_channels(lab, report, names, BACK_TIMEOUT_S)
+                slowest = max(slowest, time.monotonic() - died)
+                for name, key in _keys(lab).items():
+                    seen[name].append(key)
+    finally:
+        outage = prober.stop()
+    report.figure("kills", KILLS)
+    report.figure("slowest_recovery", round(slowest, 1), "s")
+    report.figure("probes_sent", outage.sent)
+    report.figure("probes_lost", outage.lost)
+    report.figure("longest_outage", outage.longest_ms, "ms")
+    report.check("traffic comes back after every kill", outage.lost < outage.sent, f"{outage.lost} lost")
+    for name, keys in seen.items():
+        if static:
+            report.check(f"{name}: the same static key", len(set(keys)) == 1, f"{keys[0][:8]}")
+        else:
+            good = len(set(keys)) == KILLS + 1
+            report.check(f"{name}: another key after every kill", good, ", ".join(k[:8] for k in keys))
+    check_ecmp(lab, report)
+    paths = {edge.channel: edge for edge in lab.topology.edges}
+    check_cleartext(lab, report)
+    for channel, path in lab.stop_captures().items():
+        _check_numbers(report, paths[channel], path)
+
+
+def _stale(lab: Lab, names: list[str], seen: dict[str, list[str]], *, static: bool) -> bool:
+    """Whether some channel has no key yet, or with key agreement still one of before."""
+    keys = _keys(lab)
+    return any(
+        keys.get(name) in {None, "None"} or (not static and keys[name] in seen[name]) for name in names
+    )
+
+
+def _check_numbers(report: Report, edge: Edge, path: Path) -> None:
+    """No (AN, PN) of the router is twice on a wire: another key has another AN, the same key goes on."""
+    source = bytes.fromhex(edge.router_sci_mac.replace(":", ""))
+    numbers: Counter[bytes] = Counter()
+    for frame in frames(path):
+        if frame.ethertype == ETHERTYPE_MACSEC and frame.octets[6:12] == source:
+            numbers[bytes([frame.octets[TCI_AN] & 3]) + frame.octets[PN : PN + 4]] += 1
+    again = [number.hex() for number, count in numbers.items() if count > 1]
+    detail = f"{len(numbers)} frames" + (f", twice: {', '.join(again[:5])}" if again else "")
+    report.check(f"wire {edge.channel}: no packet number comes twice", bool(numbers) and not again, detail)
+
+
+# -- a bad wire
+
+
+class BadWire:
+    """Takes the place of a wire's bridge: what the edge sends may be repeated, late, or joined by bad copies.
+
+    Every good frame is passed on; `injected` counts what was added, by the name under which the
+    router must count it. A bad copy goes before the good frame, with the same packet number: a
+    receiver that believes a frame before it has checked it would then lose the good one.
+    """
+
+    def __init__(self, lab: Lab, edge: Edge, rate: float, seed: int) -> None:
+        """`rate`: the part of the edge's frames to which something is done."""
+        crossing = next(
+            c for c in crossings(lab.topology) if (c.guest.node, c.guest.device) == (edge.node, edge.port)
+        )
+        wires = Node(WIRES)
+        wires.batch([f"link set {crossing.tap} nomaster", f"link set {crossing.port} nomaster"])
+        self.injected: Counter[str] = Counter()
+        self.reordered = 0
+        self.passed = 0
+        self.send_failed = 0
+        self._random = random.Random(seed)  # noqa: S311 - repeatable, not secret
+        self._rate = rate
+        self._held: list[tuple[int, float, bytes]] = []
+        """Frames to be late: (how many of the others first, at the latest when, the frame)."""
+        self._edge = self._open(wires, crossing.tap)
+        self._router = self._open(wires, crossing.port)
+        self._stop = threading.Event()
+        self.mischief = threading.Event()
+        """While set, bad things happen; before, it is a wire."""
+        self._thread = threading.Thread(target=self._run, name="bad-wire", daemon=True)
+        self._thread.start()
+
+    @staticmethod
+    def _open(node: Node, device: str) -> socket.socket:
+        packets = node.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+        packets.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 16 << 20)
+        packets.setsockopt(SOL_PACKET, PACKET_IGNORE_OUTGOING, 1)
+        packets.bind((device, ETH_P_ALL))
+        packets.setblocking(False)
+        return packets
+
+    def stop(self) -> None:
+        """End the wire."""
+        self._stop.set()
+        self._thread.join()
+        self._edge.close()
+        self._router.close()
+
+    def _run(self) -> None:
+        poller = select.poll()
+        poller.register(self._edge, select.POLLIN)
+        poller.register(self._router, select.POLLIN)
+        while not self._stop.is_set():
+            for descriptor, _ in poller.poll(10):
+                with contextlib.suppress(BlockingIOError):
+                    while True:
+                        if descriptor == self._router.fileno():
+                            self._put(self._edge, self._router.recv(FRAME_MAX))
+                        else:
+                            self._from_edge(self._edge.recv(FRAME_MAX))
+            self._release(0)
+
+    def _put(self, where: socket.socket, frame: bytes) -> None:
+        try:
+            where.send(frame)
+        except OSError:
+            self.send_failed += 1
+
+    def _from_edge(self, frame: bytes) -> None:
+        kind = int.from_bytes(frame[12:14])
+        if kind != ETHERTYPE_MACSEC or not self.mischief.is_set() or self._random.random() > self._rate:
+            self._pass(frame)
+            return
+        what = self._random.choice((self._corrupt, self._tag, self._cut, self._sci, self._an, None, None))
+        if what is not None:
+            bad, name = what(bytearray(frame))
+            self._put(self._router, bytes(bad))
+            self.injected[name] += 1
+            self._pass(frame)
+        elif self._random.random() < 0.5:
+            self._pass(frame)
+            self._put(self._router, frame)
+            self.injected["in_pkts_late"] += 1
+        else:
+            self.reordered += 1
+            self._held.append((HOLD_FRAMES, time.monotonic() + HOLD_S, frame))
+
+    def _pass(self, frame: bytes) -> None:
+        self._put(self._router, frame)
+        self.passed += 1
+        self._release(1)
+
+    def _release(self, passed: int) -> None:
+        now = time.monotonic()
+        self._held = [(left - passed, latest, frame) for left, latest, frame in self._held]
+        due = [entry for entry in self._held if entry[0] <= 0 or entry[1] <= now]
+        self._held = [entry for entry in self._held if entry not in due]
+        for _, _, frame in due:
+            self._put(self._router, frame)
+            self.passed += 1
+
+    def _corrupt(self, frame: bytearray) -> tuple[bytearray, str]:
+        place = self._random.randrange(DATA, len(frame))
+        # A short frame is padded after its ICV, and what is there is nobody's business.
+        short = frame[TCI_AN + 1] & 0x3F
+        if short:
+            place = self._random.randrange(DATA, DATA + short + ICV_OCTETS)
+        frame[place] ^= 1 << self._random.randrange(8)
+        return frame, "in_pkts_not_valid"
+
+    def _tag(self, frame: bytearray) -> tuple[bytearray, str]:
+        frame[TCI_AN] |= TCI_V
+        return frame, "in_pkts_bad_tag"
+
+    def _cut(self, frame: bytearray) -> tuple[bytearray, str]:
+        return frame[: DATA + ICV_OCTETS - 1], "in_pkts_bad_tag"
+
+    def _sci(self, frame: bytearray) -> tuple[bytearray, str]:
+        frame[SCI + 5] ^= 0x40
+        return frame, "in_pkts_no_sci"
+
+    def _an(self, frame: bytearray) -> tuple[bytearray, str]:
+        frame[TCI_AN] ^= 2  # the AN after the next: never in use together with this one
+        return frame, "in_pkts_not_using_sa"
+
+
+class _Echo:
+    """Datagrams of random sizes to the cloud and back, counted."""
+
+    def __init__(self, lab: Lab, seed: int) -> None:
+        address = lab.topology.cloud.address4
+        self._random = random.Random(seed)  # noqa: S311 - repeatable, not secret
+        self._server = lab.network.cloud.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self._server.bind((address, ECHO_PORT))
+        self._client = lab.network.branch.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self._client.connect((address, ECHO_PORT))
+        for each in (self._server, self._client):
+            each.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 16 << 20)
+            each.setblocking(False)
+        self.sent = self.returned = 0
+
+    def burst(self) -> None:
+        """Send some."""
+        for _ in range(ECHO_BURST):
+            size = round(ECHO_SIZES[0] * (ECHO_SIZES[1] / ECHO_SIZES[0]) ** self._random.random())
+            with contextlib.suppress(OSError):
+                self._client.send(self._random.randbytes(size))
+            self.sent += 1
+
+    def drain(self, timeout_s: float) -> None:
+        """Send back and count for `timeout_s`."""
+        deadline = time.monotonic() + timeout_s
+        while (left := deadline - time.monotonic()) > 0:
+            for ready in select.select([self._server, self._client], [], [], left)[0]:
+                with contextlib.suppress(OSError):
+                    data, sender = ready.recvfrom(FRAME_MAX)
+                    if ready is self._server:
+                        ready.sendto(data, sender)
+                    else:
+                        self.returned += 1
+
+    def close(self) -> None:
+        """Close both ends."""
+        self._server.close()
+        self._client.close()
+
+
+def soak(lab: Lab, report: Report) -> None:
+    """The short one."""
+    _soak(lab, report, SOAK_S)
+
+
+def soak_long(lab: Lab, report: Report) -> None:
+    """Ten minutes of it."""
+    _soak(lab, report, SOAK_LONG_S)
+
+
+def _soak(lab: Lab, report: Report, length_s: float) -> None:
+    """Random sizes, rekeys and a bad wire: every bad frame is counted by its name, no good one is lost."""
+    edge = lab.topology.edges[0]
+    name = f"ms-{edge.channel}"
+    wire = BadWire(lab, edge, rate=0.2, seed=1)
+    start_and_wait(lab, report)
+    echo = _Echo(lab, seed=2)
+    echo.drain(0.2)
+    before = dataplane_status(lab)["channels"][name]
+    sizes: list[int] = []
+    keys = {_keys(lab)[edge.channel]}
+    report.progress(f"a bad wire for {length_s:.0f} s")
+    wire.mischief.set()
+    began = rekeyed = looked = time.monotonic()
+    while (now := time.monotonic()) - began < length_s:
+        echo.burst()
+        echo.drain(0.004)
+        if now - looked > 1.0:
+            looked = now
+            keys.add(_keys(lab)[edge.channel])
+            if now - began > length_s / 4:
+                sizes.append(int(_process(lab)["rss"] or 0))
+        if now - rekeyed > REKEY_S:
+            rekeyed = now
+            with contextlib.suppress(ControlError):
+                ask_keyd(lab.router.run_directory, verb="rekey", channel=edge.channel)
+    wire.mischief.clear()
+    echo.drain(1.0)
+    after = dataplane_status(lab)["channels"][name]
+    wire.stop()
+    echo.close()
+    seen = {k: after["secy_counters"][k] - before["secy_counters"][k] for k in after["secy_counters"]}
+    for counter, count in sorted(wire.injected.items()):
+        report.check(f"{counter} counts each of them", seen[counter] == count, f"{seen[counter]} of {count}")
+    others = {
+        k: v
+        for k, v in seen.items()
+        if k.startswith("in_pkts") and v and k not in wire.injected and k != "in_pkts_ok"
+    }
+    report.check("nothing else is counted as bad", not others, str(others or "nothing"))
+    report.check("there were bad frames of every kind", len(wire.injected) == 5, str(dict(wire.injected)))
+    report.check("and late ones", wire.reordered > 0, f"{wire.reordered}, each late by {HOLD_FRAMES} frames")
+    lost = echo.sent - echo.returned
+    report.check("no good frame is lost", lost == 0 and echo.sent > 0, f"{lost} of {echo.sent} echoes")
+    drops = {k: after["counters"][k] - before["counters"][k] for k in after["counters"] if "drop" in k}
+    report.check("the engine dropped nothing of its own", not any(drops.values()), str(drops))
+    report.check("rekeys went on meanwhile", len(keys) >= int(length_s / REKEY_S) - 1, f"{len(keys)} keys")
+    growth = max(sizes) - sizes[0] if sizes else -1
+    report.check(
+        "memory is flat", 0 <= growth <= RSS_GROWTH_MAX, f"{sizes[0] >> 10 if sizes else 0} KiB, +{growth}"
+    )
+    report.figure("echoes", echo.sent)
+    report.figure("bad_frames", sum(wire.injected.values()))
+    report.figure("reordered", wire.reordered)
+    report.figure("keys", len(keys))
+    report.figure("rss", round(max(sizes, default=0) / 1e6, 1), "MB")
+    check_cleartext(lab, report)
