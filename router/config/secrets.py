@@ -8,9 +8,13 @@ common fault with providers, because it is part of the key and nobody sees it.
 from __future__ import annotations
 
 import os
+import select
+import signal
 import stat
 import subprocess
+import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import Final
 
 from router.config.effective import EffectiveConfig, SecretRef
@@ -65,25 +69,46 @@ def read_private(ref: SecretRef) -> bytes:
 
 
 def _printed(ref: SecretRef) -> bytes:
-    """Run a secret's command and take what it prints. Raises SecretError that repeats none of it."""
+    """Run a secret's command and take what it prints. Raises SecretError that repeats none of it.
+
+    Output and time are bounded, and what it started ends with it (its own process group).
+    """
     try:
-        done = subprocess.run(
+        child = subprocess.Popen(
             ref.argv,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            timeout=COMMAND_TIMEOUT_S,
-            check=False,
+            start_new_session=True,
         )
-    except subprocess.TimeoutExpired:
-        raise SecretError(f"{ref}: did not end within {COMMAND_TIMEOUT_S} s - it must not ask") from None
     except OSError as error:
         raise SecretError(f"{ref}: cannot be run: {_reason(error)} - name an executable program") from None
-    if done.returncode:
-        raise SecretError(f"{ref}: ended with status {done.returncode} - run it by hand to see why")
-    if len(done.stdout) > SECRET_SIZE_MAX:
-        raise SecretError(f"{ref}: printed more than {SECRET_SIZE_MAX} octets - this is no secret of ours")
-    return done.stdout
+    assert child.stdout is not None
+    deadline = time.monotonic() + COMMAND_TIMEOUT_S
+    octets = b""
+    try:
+        while len(octets) <= SECRET_SIZE_MAX:
+            if not select.select([child.stdout], [], [], max(0.0, deadline - time.monotonic()))[0]:
+                raise SecretError(f"{ref}: did not end within {COMMAND_TIMEOUT_S} s - it must not ask")
+            piece = os.read(child.stdout.fileno(), SECRET_SIZE_MAX + 1 - len(octets))
+            if not piece:
+                break
+            octets += piece
+        else:
+            raise SecretError(
+                f"{ref}: printed more than {SECRET_SIZE_MAX} octets - this is no secret of ours"
+            )
+        status = child.wait(max(0.0, deadline - time.monotonic()))
+    except subprocess.TimeoutExpired:
+        raise SecretError(f"{ref}: did not end within {COMMAND_TIMEOUT_S} s - it must not ask") from None
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
+        child.stdout.close()
+        child.wait()
+    if status:
+        raise SecretError(f"{ref}: ended with status {status} - run it by hand to see why")
+    return octets
 
 
 def resolve_password(ref: SecretRef) -> Secret:
