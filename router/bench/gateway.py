@@ -323,7 +323,7 @@ def available(paths: Sequence[str] = PATHS) -> tuple[list[str], list[str]]:
     for path in paths:
         if path == "wireguard-go" and not (shutil.which("wireguard-go") and shutil.which("wg")):
             lacking.append("wireguard-go is not installed (Debian packages wireguard-go, wireguard-tools)")
-        elif path == "kernel" and not _kernel_has_macsec():
+        elif path == "kernel" and not kernel_has_macsec():
             release = ".".join(os.uname().release.split(".")[:2])
             lacking.append(f"kernel SecY: this kernel ({release}) has no macsec")
         else:
@@ -331,8 +331,8 @@ def available(paths: Sequence[str] = PATHS) -> tuple[list[str], list[str]]:
     return have, lacking
 
 
-def _kernel_has_macsec() -> bool:
-    """Try it, in a namespace that goes with the trial."""
+def kernel_has_macsec() -> bool:
+    """Try it, in a namespace that goes with the trial. False where we are not root."""
     script = f"ip link add t0 type veth peer name t1 && ip link add link t0 m0 type macsec cipher {_SUITE}"
     return (
         subprocess.run(["unshare", "--net", "sh", "-c", script], capture_output=True, check=False).returncode

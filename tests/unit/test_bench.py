@@ -180,7 +180,7 @@ def test_the_gateway_bench_says_that_it_needs_root(monkeypatch):
 
 
 def test_a_missing_peer_is_left_out_and_said_so(monkeypatch, tmp_path):
-    monkeypatch.setattr(gateway, "_kernel_has_macsec", lambda: False)
+    monkeypatch.setattr(gateway, "kernel_has_macsec", lambda: False)
     monkeypatch.setenv("PATH", str(tmp_path))
     paths, sentences = gateway.available()
     assert paths == ["veth", "fastpath"]
