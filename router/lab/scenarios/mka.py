@@ -715,4 +715,6 @@ def _flap(channel: Channel) -> None:
     channel.edge_node.batch(
         [f"link set {channel.edge.port} up", "link set macsec0 up", f"link set vlan{channel.edge.vlan} up"]
     )
+    start = time.monotonic()
     channel.wait_secured("link up: secured again")
+    channel.report.figure("link_up_to_secured", round(time.monotonic() - start, 1), "s")
