@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
-from router.config.effective import PrefixFilter, SecretRef
+from router.config.effective import MkaKey, PrefixFilter, SecretRef
 from router.config.leaves import dotted, leaves
 from router.model import CipherSuite, Prefix, Sci
 
@@ -60,6 +60,8 @@ def plain(value: object) -> Any:
             return value.value
         case bytes():
             return value.hex()
+        case MkaKey():
+            return value.ckn.hex()
         case tuple():
             return [plain(element) for element in value]
         case _:

@@ -111,7 +111,7 @@ def test_a_replay_window_or_port_mtu_changes_live():
 
 def test_a_migration_only_adds_and_then_only_removes():
     """Make before break: the old four are not touched while the new four come, and the other way round."""
-    four, eight = (load(CONFIG / f"{n}-channels.yaml").effective for n in ("four", "eight"))
+    four, eight = (load(CONFIG / f"{n}.yaml").effective for n in ("static-keys", "eight-channels"))
     there = impact(four, eight)
     assert {i.effect for i in there} == {"add"}
     assert {i.object for i in there if i.object.startswith("channel")} == {

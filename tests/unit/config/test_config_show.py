@@ -33,7 +33,7 @@ def test_every_value_is_plain_and_has_an_origin(file):
 
 def test_values_read_as_in_the_file():
     """Suites, prefixes, filters, SCIs and references in their own notation."""
-    file = next(file for file in EXAMPLES if file.stem == "four-channels")
+    file = next(file for file in EXAMPLES if file.stem == "static-keys")
     tree = nested(load(file))
     static = tree["channels"]["a1"]["macsec"]["static"]
     assert tree["channels"]["a1"]["macsec"]["suite"] == "gcm-aes-xpn-256"
