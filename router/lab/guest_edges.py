@@ -7,6 +7,7 @@ the guest builds the edges with the same code, and answers one JSON object a lin
     {"do": "start", "topology": ..., "edges": KIND, "nodes": [...], "secrets": {FILE: TEXT}}
     {"do": "sessions" | "stop" | "kill" | "start_again", "node": NODE}
     {"do": "announce" | "withdraw", "node": NODE, "prefixes": [...]}
+    {"do": "run", "node": NODE, "argv": [...], "stdin": TEXT}
     {"do": "mka_start" | "mka_stop" | "mka_kill", "node": NODE}
 """
 
@@ -199,6 +200,9 @@ def _do(lab: Lab, request: dict[str, Any]) -> dict[str, Any]:
             lab.far_ends[node].announce(request["prefixes"])
         case "withdraw":
             lab.far_ends[node].withdraw(request["prefixes"])
+        case "run":
+            out = lab.network.nodes[node].run(*request["argv"], stdin=request["stdin"])
+            return {"out": out}
         case "mka_start":
             lab.mka_ends[node].start()
         case "mka_stop":

@@ -97,6 +97,12 @@ class Lab:
             capture.stop()
         return {channel: capture.path for channel, capture in self.captures.items()}
 
+    def at_edge(self, node: str, *argv: str, stdin: str = "") -> str:
+        """Run a program at an edge, in whichever kernel it is. Raises LabError where it fails."""
+        if self._guest is not None:
+            return str(self._guest.ask("run", node, argv=list(argv), stdin=stdin)["out"])
+        return self.network.nodes[node].run(*argv, stdin=stdin)
+
     def nexthops(self, prefix: str) -> list[dict[str, Any]]:
         """The next hops of the router's route to `prefix`: device and gateway, as its kernel has them."""
         family = "-6" if ":" in prefix else "-4"

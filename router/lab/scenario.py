@@ -209,6 +209,14 @@ def all_scenarios() -> tuple[Scenario, ...]:
             start_edges=("none",),
         ),
         Scenario(
+            "fastpath-interop",
+            "the data plane and the Linux MACsec driver: all suites, SCI or not, across 2^32, replays",
+            topology="static-keys",
+            function="interop:interop",
+            secy="fastpath",
+            start_edges=("none",),
+        ),
+        Scenario(
             "fastpath-crash",
             "the data plane is killed under load: nothing in clear, other keys, loss stated",
             topology="four-channels",
