@@ -16,24 +16,43 @@ MPPS_AT_64 = 75.0
 OF_LIMIT_AT_9000 = 0.85
 
 
-def ratio_to_peer(ours, peers, direction, size):
-    """The median over the rounds of ours to the fastest peer of the same round."""
-
-    def rounds(samples, among):
-        lines = [
-            values
-            for (backend, suite, way, octets), values in samples.gbps.items()
-            if backend in among and (suite, way, octets) == (SUITE, direction, size)
-        ]
-        return [max(values) for values in zip(*lines, strict=True)]
-
-    pairs = zip(rounds(ours, figures.OURS), rounds(peers, figures.PEERS), strict=True)
-    return statistics.median(a / b for a, b in pairs)
+def _rounds(samples, among, direction, size):
+    """Gbit/s of the fastest of some backends, round by round."""
+    lines = [
+        values
+        for (backend, suite, way, octets), values in samples.gbps.items()
+        if backend in among and (suite, way, octets) == (SUITE, direction, size)
+    ]
+    return [max(values) for values in zip(*lines, strict=True)]
 
 
-def judge_all(ours, peers):
-    """Every mark with what was measured: `ours` are samples of whole frames or the cipher, `peers` the cipher's."""
-    found, rows = [], ours.rows()
+def same_rounds(ours, peers):
+    """For what takes turns in one program: the median of the rounds' own ratios."""
+
+    def ratio(direction, size):
+        rounds = (
+            _rounds(ours, figures.OURS, direction, size),
+            _rounds(peers, figures.PEERS, direction, size),
+        )
+        return statistics.median(a / b for a, b in zip(*rounds, strict=True))
+
+    return ratio
+
+
+def best_rounds(ours, peers):
+    """For what two programs measure, seconds apart: the fastest round of each, which nobody disturbed."""
+
+    def ratio(direction, size):
+        return max(_rounds(ours, figures.OURS, direction, size)) / max(
+            _rounds(peers, figures.PEERS, direction, size)
+        )
+
+    return ratio
+
+
+def judge_all(rows, ratio):
+    """Every mark with what was measured; `ratio` of a direction and size is to the fastest peer."""
+    found = []
 
     def judge(what, wanted, value):
         found.append(
@@ -45,11 +64,11 @@ def judge_all(ours, peers):
             judge(
                 f"{direction} {size}: times the fastest peer's bare cipher",
                 times,
-                ratio_to_peer(ours, peers, direction, size),
+                ratio(direction, size),
             )
         small = figures.best(rows, figures.OURS, SUITE, direction, 64)
         judge(f"{direction} 64: Mpps", MPPS_AT_64, small["mpps"])
-        if ours.of_limit:
-            jumbo = figures.best(rows, figures.OURS, SUITE, direction, 9000)
+        jumbo = figures.best(rows, figures.OURS, SUITE, direction, 9000)
+        if "of_limit" in jumbo:
             judge(f"{direction} 9000: of the port limit", OF_LIMIT_AT_9000, jumbo["of_limit"])
     return found

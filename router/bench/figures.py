@@ -2,8 +2,8 @@
 
 The machine may be shared, so a figure means something only beside its neighbours in time. So every
 size has its turn in every round, with the port limit measured among the candidates; a row's
-`of_limit` is the median of the rounds' own ratios, not the ratio of two medians. Figures are cut,
-never rounded up.
+`of_limit` is the median of the rounds' own ratios, not the ratio of two medians; for whole frames,
+which another program measures, that of the fastest rounds. Figures are cut, never rounded up.
 """
 
 from __future__ import annotations
@@ -60,15 +60,22 @@ class Samples:
                 share = row.get("of_limit") or row["gbps"] / limit[f"aes{bits}_gbps"]
                 self.of_limit.setdefault(key, []).append(share)
 
-    def rows(self) -> list[Row]:
-        """Medians, in the order of the first round."""
+    def rows(self, limits: Sequence[Mapping[str, float]] = ()) -> list[Row]:
+        """Medians, in the order of the first round.
+
+        `limits` are for what runs in a program of its own, seconds away from the limit's: the share
+        is then of the fastest rounds of both, those that nobody disturbed.
+        """
         found = []
         for key, samples in self.gbps.items():
             backend, suite, direction, size = key
             gbps = statistics.median(samples)
             row: Row = {"backend": backend, "suite": suite, "direction": direction, "size": size}
             row |= {"gbps": cut(gbps, 3), "mpps": cut(gbps * 1e3 / (8 * size), 4)}
-            if key in self.of_limit:
+            if limits:
+                top = max(limit[f"aes{'128' if suite.endswith('128') else '256'}_gbps"] for limit in limits)
+                row["of_limit"] = cut(max(samples) / top, 3)
+            elif key in self.of_limit:
                 row["of_limit"] = cut(statistics.median(self.of_limit[key]), 3)
             found.append(row)
         return found
@@ -92,6 +99,10 @@ class Measured:
             return None
         names = ("aes128_gbps", "aes256_gbps")
         return {name: cut(statistics.median(limit[name] for limit in self.limits), 1) for name in names}
+
+    def frame_rows(self) -> list[Row]:
+        """Rows of whole frames with their share of the port limit."""
+        return self.frames.rows(self.limits)
 
     def left_out(self) -> list[str]:
         """Why a peer has no rows."""
@@ -129,8 +140,8 @@ def _one(result: Measured, directory: Path, size: int, *, frames: bool) -> None:
     result.cold.add((row for row in rows if row["memory"] == "cold"), limit)
     result.cipher.add(library.cipher(size), limit)
     if frames:
-        result.frames.add(programs.run(directory / "bench_frames", *option), limit)
-        result.frames.add(library.frames(size), limit)
+        result.frames.add(programs.run(directory / "bench_frames", *option), None)
+        result.frames.add(library.frames(size), None)
 
 
 # ---------------------------------------------------------------- reading the rows
