@@ -112,6 +112,26 @@ ALWAYS_INLINE uint64_t encapsulate_all(const struct common *common, uint32_t tag
     return octets;
 }
 
+/*
+ * Drop what the cipher refused (only a library's can, out of memory): its data are zeros by now and
+ * nothing of it may leave. Returns the octets of secure data that are not sent after all.
+ */
+static uint64_t drop_unsealed(struct secy *secy, uint32_t tag_size, struct frame *frames,
+                              const uint8_t *admitted, uint32_t count, const struct gcm_op *ops)
+{
+    uint64_t octets = 0;
+
+    for (uint32_t k = 0; k < count; k++) {
+        struct frame *frame = &frames[admitted[k]];
+        if (ops[k].ok)
+            continue;
+        octets += frame->len - SECTAG_AT - tag_size - SECTAG_ICV_SIZE;
+        frame->verdict = VERDICT_OUT_NOT_SEALED;
+        secy_count(&secy->packets[VERDICT_OUT_NOT_SEALED], 1);
+    }
+    return octets;
+}
+
 /* One chunk of at most SECY_CHUNK frames. */
 static void protect(struct secy *secy, struct secy_tx_sa *sa, uint8_t *arena, struct frame *frames,
                     size_t count)
@@ -149,15 +169,20 @@ static void protect(struct secy *secy, struct secy_tx_sa *sa, uint8_t *arena, st
     for (uint32_t k = 0; lifted.limit && k < taken; k++)
         lifted.count[k] =
             (uint8_t)secy_tags_lift(arena, &frames[admitted[k]], lifted.limit, lifted.tags[k]);
-    const uint64_t octets =
+    uint64_t octets =
         tag_size == SECTAG_SIZE_MAX
             ? encapsulate_all(&common, SECTAG_SIZE_MAX, arena, frames, admitted, taken, pn, ops)
             : encapsulate_all(&common, SECTAG_SIZE, arena, frames, admitted, taken, pn, ops);
     gcm_seal(&sa->key, ops, taken);
+    uint32_t sealed = 0;
+    for (uint32_t k = 0; k < taken; k++)
+        sealed += ops[k].ok;
+    if (sealed < taken)
+        octets -= drop_unsealed(secy, tag_size, frames, admitted, taken, ops);
     for (uint32_t k = 0; lifted.limit && k < taken; k++)
         secy_tags_lower(arena, &frames[admitted[k]], lifted.count[k], lifted.tags[k]);
 
-    secy_count(&secy->packets[common.verdict], taken);
+    secy_count(&secy->packets[common.verdict], sealed);
     secy_count(&secy->octets[config->encrypt ? OCTETS_OUT_ENCRYPTED : OCTETS_OUT_PROTECTED],
                octets);
 }

@@ -4,7 +4,7 @@
  * Every frame gets exactly one verdict, and a verdict is the 802.1AE counter that the frame is
  * counted under (IEEE8021-SECY-MIB, IEEE 802.1AE-2018 10.7; the names of the 2006 edition where
  * management tools still use them). A frame either goes on (DELIVER) or dies (DROP); there is no
- * third way and no unnamed death. Four of the names are ours, for deaths that the standard rules
+ * third way and no unnamed death. Five of the names are ours, for deaths that the standard rules
  * out by closing the controlled port first; they are marked below.
  */
 #ifndef LASTMILE_VERDICT_H
@@ -21,6 +21,7 @@ enum { VERDICT_DROP, VERDICT_DELIVER };
     X(OUT_TOO_SHORT, "out_pkts_too_short", VERDICT_DROP)       /* ours: no Ethernet header */      \
     X(OUT_NO_SA, "out_pkts_no_sa", VERDICT_DROP)               /* ours: no SA to send under */     \
     X(OUT_PN_EXHAUSTED, "out_pkts_pn_exhausted", VERDICT_DROP) /* ours: SA used up */              \
+    X(OUT_NOT_SEALED, "out_pkts_not_sealed", VERDICT_DROP)     /* ours: the cipher failed */       \
     X(IN_OK, "in_pkts_ok", VERDICT_DELIVER)                                                        \
     X(IN_UNTAGGED, "in_pkts_untagged", VERDICT_DELIVER)       /* no SecTAG, not strict */          \
     X(IN_UNKNOWN_SCI, "in_pkts_unknown_sci", VERDICT_DELIVER) /* no SC, not strict, in clear */    \

@@ -75,6 +75,7 @@ class Verdict(Enum):
     OUT_TOO_SHORT = "out_pkts_too_short"
     OUT_NO_SA = "out_pkts_no_sa"
     OUT_PN_EXHAUSTED = "out_pkts_pn_exhausted"
+    OUT_NOT_SEALED = "out_pkts_not_sealed"
     IN_OK = "in_pkts_ok"
     IN_UNTAGGED = "in_pkts_untagged"
     IN_UNKNOWN_SCI = "in_pkts_unknown_sci"
