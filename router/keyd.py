@@ -259,6 +259,9 @@ class Keyd:
         for keyer in self._keyers.values():
             if isinstance(keyer, MkaKeyer):
                 keyer.driver.link(event.device, up=event.up)
+                # The data plane's TAPs lose their carrier with it: the first sign of its death.
+                if keyer.channel.secy == "fastpath" and event.device.startswith(f"{keyer.channel.id}."):
+                    keyer.driver.look()
 
     async def run(self, stopping: asyncio.Event, changed: Callable[[], bool]) -> None:
         """Work until `stopping`. `changed` tells whether the configuration has to be read again."""

@@ -224,11 +224,12 @@ class KayDriver:
         while True:
             await self._look()
             with suppress(TimeoutError):
-                async with asyncio.timeout(interval if self._kay is not None else RETRY_S):
+                async with asyncio.timeout(interval if self.state is not None else RETRY_S):
                     await self._look_now.wait()
             self._look_now.clear()
 
     async def _look(self) -> None:
+        was_away = self.state is None
         try:
             async with self._secy_lock:
                 self.state = state = await self._secy.observe()
@@ -245,8 +246,8 @@ class KayDriver:
             self._start(state, now)
             return
         index = socket.if_nametoindex(self.device)
-        if index != self._indexes[1]:
-            # Made anew: one look more makes sure of what the KaY suspects after the first.
+        if index != self._indexes[1] or was_away:
+            # Made anew, or a data plane that was restarted: one look more makes sure of what the KaY suspects after the first.
             self._indexes = (self._indexes[0], index)
             kay.observe(state, now)
         kay.observe(state, now)
