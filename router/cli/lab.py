@@ -131,7 +131,10 @@ def run(  # noqa: PLR0917 - options, by name
         outcomes = []
         for scenario in chosen:
             who = scenario.secy if secy == "auto" else secy
-            kind, reason = detect.choose("bridged" if scenario.bridged else machine, who)
+            together = scenario.looks_at_both_ends
+            kind, reason = detect.choose(
+                "bridged" if scenario.bridged else machine, "auto" if together else who
+            )
             console.print(reason)
             kept = capture / scenario.name if capture and len(chosen) > 1 else capture
             outcome = runner.run(scenario, edges or scenario.edges[0], kind, console, kept, secy=who)

@@ -55,6 +55,11 @@ class Scenario:
     bridged: bool = False
     """Needs the router in this kernel and the edges in a guest: something is done to the wire between."""
 
+    @property
+    def looks_at_both_ends(self) -> bool:
+        """Whether it works inside the edges too, so that they must be in the router's kernel."""
+        return self.function.startswith("mka:")
+
     def edit(self, topology: Topology, secy: str = "auto") -> Topology:
         """Apply the edits, and say who does MACsec. Raises LabError where a text is not there."""
         text = topology.config

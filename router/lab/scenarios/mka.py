@@ -27,6 +27,7 @@ from router.lab.network import secured_port, write_chain_key
 from router.lab.node import Node
 from router.lab.poll import reached, until
 from router.lab.report import Report
+from router.lab.scenarios.fastpath import ask_dataplane
 from router.lab.topology import Pair
 from router.lab.traffic import Outage, Prober, tcp_through
 
@@ -103,6 +104,11 @@ class Channel:
 
     def sas(self, node: Node, device: str) -> tuple[list[int], list[int], int]:
         """ANs of transmit SAs and of receive SAs, and the number of receive SCs."""
+        if node is self.lab.network.router and self.lab.secy == "fastpath":
+            state = ask_dataplane(self.lab, secy=device, do="observe")["state"]
+            transmit = [int(sa["an"]) for sa in state["transmit"]]
+            receive = [int(sa["an"]) for sc in state["receive"] for sa in sc["sas"]]
+            return transmit, receive, len(state["receive"])
         for shown in node.ip("macsec", "show"):
             if shown["ifname"] == device:
                 transmit = [int(sa["an"]) for sa in shown["sa_list"]]
