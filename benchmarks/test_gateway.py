@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import os
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -32,17 +31,6 @@ TARGETS = {1500: 0.4, 8500: 0.5}
 """Of plain veth's throughput, one TCP stream (fastest path)."""
 
 
-@contextmanager
-def undisturbed():
-    """Give all that is started from here on, peers and load too, precedence over the machine's other work."""
-    before = os.sched_getscheduler(0), os.sched_getparam(0)
-    os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
-    try:
-        yield
-    finally:
-        os.sched_setscheduler(0, *before)
-
-
 def keep(rows: list[dict]) -> None:
     """Replace the rows of the same kind in the result file."""
     RESULTS.parent.mkdir(exist_ok=True)
@@ -56,7 +44,7 @@ def keep(rows: list[dict]) -> None:
 @pytest.mark.parametrize("mtu", gateway.MTUS)
 def test_one_tcp_stream(benchmark, mtu):
     """One TCP stream through both gateways, beside plain veth and wireguard-go."""
-    with undisturbed():
+    with gateway.undisturbed():
         rows = benchmark.pedantic(lambda: gateway.tcp(PATHS, mtu, SECONDS, ROUNDS), rounds=1, iterations=1)
     ours = [row for row in rows if row["path"].startswith("fastpath-")]
     best = max(ours, key=lambda row: row["of_veth"])
@@ -79,7 +67,7 @@ def test_udp(benchmark, size):
     def run() -> None:
         rows.extend(gateway.udp(path, size, seconds=SECONDS) for path in PATHS)
 
-    # Not undisturbed(): a sender that nothing slows down would keep its core from all the others.
+    # Not undisturbed: a sender that nothing slows down would keep its core from all the others.
     benchmark.pedantic(run, rounds=1, iterations=1)
     keep(rows)
     benchmark.extra_info["rows"] = rows

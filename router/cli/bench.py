@@ -30,6 +30,7 @@ Sizes = Annotated[
     str, typer.Option(metavar="N,N,...", help="Octets: some of 64,128,256,512,1024,1500,4096,9000.")
 ]
 TABLE_SUITE: Final = "gcm-aes-xpn-256"
+ROUNDS_MIN: Final = 3
 
 
 @contextlib.contextmanager
@@ -64,7 +65,7 @@ def _sizes(text: str) -> tuple[int, ...]:
 def _head(measured: Measured, console: Console) -> None:
     machine, limit = measured.machine, measured.port_limit()
     console.print(
-        f"{machine['cpu']} {machine['family']}, {machine['cores']} cores ({' '.join(machine['features'])}), "
+        f"{machine['cpu']}, family {machine['family'] or '-'}, {machine['cores']} cores ({' '.join(machine['features'])}), "
         f"kernel {machine['kernel']}, load {machine['load_1min']} at the start, {measured.rounds} rounds"
     )
     if limit:
@@ -81,7 +82,8 @@ def _table(title: str, rows: Sequence[Row], console: Console) -> None:
     from rich.table import Table
 
     sizes = sorted({row["size"] for row in rows})
-    table = Table(title=f"{title}: {TABLE_SUITE}, Gbit/s on one core", title_justify="left")
+    console.print(f"\n{title}: {TABLE_SUITE}, Gbit/s on one core")
+    table = Table()
     table.add_column("backend")
     table.add_column("direction")
     for size in sizes:
@@ -95,28 +97,30 @@ def _table(title: str, rows: Sequence[Row], console: Console) -> None:
     console.print(table)
 
 
-def _gateway(mtus: Sequence[int], seconds: float) -> tuple[list[dict[str, Any]], list[str]]:
-    """Measure all paths that this machine has, in about `seconds` without setting up; a second each at least."""
+def _gateway(
+    mtus: Sequence[int], seconds: float, *, realtime: bool
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Measure all paths that this machine has for about `seconds`, at least three rounds of one second."""
     from router.bench import gateway
 
     gateway.need()
     paths, left_out = gateway.available()
-    rounds = max(1, int(seconds / len(paths) / len(mtus)))
-    return [row for mtu in mtus for row in gateway.tcp(paths, mtu, 1, rounds)], left_out
+    rounds = max(ROUNDS_MIN, int(seconds / len(paths) / len(mtus)))
+    with gateway.undisturbed() if realtime else contextlib.nullcontext():
+        return [row for mtu in mtus for row in gateway.tcp(paths, mtu, 1, rounds)], left_out
 
 
 def _gateway_table(rows: Sequence[dict[str, Any]], left_out: Sequence[str], console: Console) -> None:
     from rich.table import Table
 
-    table = Table(
-        title="gateways: one TCP stream end to end, Gbit/s; both ends and the load on these cores",
-        title_justify="left",
-    )
+    console.print("\ngateways: one TCP stream end to end, Gbit/s; both ends and the load on these cores")
+    table = Table()
     for name in ("path", "MTU", "Gbit/s", "of veth"):
         table.add_column(name, justify="left" if name == "path" else "right")
     for row in rows:
         table.add_row(row["path"], str(row["mtu"]), f"{row['gbps']:g}", f"{row.get('of_veth', '-')}")
-    console.print(table)
+    if rows:
+        console.print(table)
     for sentence in left_out:
         console.print(f"left out: {sentence}")
 
@@ -144,7 +148,7 @@ def everything(
         left_out = ["gateways, as asked"]
         if gateway:
             try:
-                ways, left_out = _gateway((1500, 8500), seconds)
+                ways, left_out = _gateway((1500, 8500), seconds, realtime=False)
             except BenchError as error:
                 left_out = [f"gateways: {error}"]
     if json:
@@ -163,7 +167,8 @@ def everything(
 def _tier_table(tiers: Sequence[dict[str, Any]], cores: int, console: Console) -> None:
     from rich.table import Table
 
-    table = Table(title="cores for the SecY of a tier, both directions full", title_justify="left")
+    console.print("\ncores for the SecY of a tier, both directions full")
+    table = Table()
     table.add_column("tier")
     mixes = list(dict.fromkeys(row["mix"] for row in tiers))
     for mix in mixes:
@@ -223,6 +228,10 @@ def gateway(
     mtu: Annotated[
         list[int] | None, typer.Option(min=1280, max=9000, help="Octets of IP; 1500 and 8500.")
     ] = None,
+    realtime: Annotated[
+        bool,
+        typer.Option("--realtime", help="Real-time priority: steadier, and hard on what else runs here."),
+    ] = False,
     json: Json = False,
 ) -> None:
     """One TCP stream through two gateways: plain veth, our fast path, the kernel, wireguard-go. Root."""
@@ -230,7 +239,7 @@ def gateway(
 
     found = machine.describe()
     with _refusing():
-        rows, left_out = _gateway(mtu or (1500, 8500), seconds)
+        rows, left_out = _gateway(mtu or (1500, 8500), seconds, realtime=realtime)
     if json:
         print_json({"machine": found, "rows": rows, "left_out": left_out})
         return
