@@ -223,7 +223,8 @@ async def _kernel(mtu: int) -> AsyncIterator[tuple[End, End]]:
             far = 3 - end.host
             end.ip(
                 *("link", "add", "link", "wire", "macsec0", "type", "macsec", "port", "1"),
-                *("cipher", str(_SUITE), "encrypt", "on", "send_sci", "on", "replay", "off"),
+                *("cipher", str(_SUITE), "encrypt", "on", "send_sci", "on", "validate", "strict"),
+                *("replay", "on", "window", "0"),
             )
             peer = f"rx port 1 address {macs[far]}"
             script = (

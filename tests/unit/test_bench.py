@@ -77,6 +77,14 @@ def test_a_machine_without_avx512_has_no_port_limit():
     assert figures.Measured({}).port_limit() is None
 
 
+def test_whole_frames_are_held_against_the_highest_limit_of_the_run():
+    """Another program measures them: a disturbed round of the limit must not flatter them."""
+    samples = figures.Samples()
+    samples.add(rows(80.0), None)
+    limits = [{"aes128_gbps": 300.0, "aes256_gbps": 100.0}, {"aes128_gbps": 300.0, "aes256_gbps": 160.0}]
+    assert {row["of_limit"] for row in samples.rows(limits)} == {0.5}
+
+
 def test_the_duplex_rate_of_equal_directions_is_half_of_one():
     assert figures.duplex_gbps(rows(100.0), {9000: 1}) == pytest.approx(50.0)
 
