@@ -15,7 +15,7 @@ from router.errors import LabError
 from router.lab.network import Network
 from router.lab.node import stop
 
-REQUEST_TIMEOUT_S: Final = 10.0
+REQUEST_TIMEOUT_S: Final = 60.0
 STOP_TIMEOUT_S: Final = 20.0
 LOG_TAIL_LINES: Final = 20
 

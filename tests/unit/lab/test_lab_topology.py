@@ -8,7 +8,7 @@ import pytest
 
 from router.errors import LabError
 from router.lab import box, topology
-from router.lab.network import _namespaces_and_wires
+from router.lab.network import Network
 
 CONFIG = """
 router: {name: r1, asn: 65010}
@@ -123,7 +123,7 @@ def test_secrets_have_the_length_of_the_suite():
 
 def test_wires_are_made_in_their_namespaces():
     """Both ends of a pair are created where they belong, with MTU and MAC."""
-    lines = _namespaces_and_wires(topology.resolve(RAW, CONFIG, "c.yaml"))
+    lines = Network(topology.resolve(RAW, CONFIG, "c.yaml"))._namespaces_and_wires()
     assert lines[:4] == ["netns add br", "netns add r", "netns add pe1", "netns add cloud"]
     assert (
         "link add name port mtu 1600 netns pe1 address 02:00:00:00:01:01 type veth "
