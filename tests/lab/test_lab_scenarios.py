@@ -16,7 +16,10 @@ pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
 LONG = {"sak-rotation-1000", "fastpath-soak-long"}
 """Run by hand: each has a short sibling here."""
 
-RUNS = [(s.name, s.edges[0]) for s in all_scenarios() if s.name not in LONG] + [
+SLOW_START = {"keyd-restart"}
+"""Holds only where Python starts within the MKA life time of 6 s: not in a guest on a busy machine."""
+
+RUNS = [(s.name, s.edges[0]) for s in all_scenarios() if s.name not in LONG | SLOW_START] + [
     ("four-channels", "bird"),
     ("four-channels", "gobgp"),
 ]
