@@ -238,6 +238,13 @@ def all_scenarios() -> tuple[Scenario, ...]:
             secy="fastpath",
         ),
         Scenario(
+            "secy-switch",
+            "a reload moves the channels from the kernel's MACsec to the data plane, and back",
+            topology="one-channel",
+            function="fastpath:switch",
+            edits=(("    profile: aws-dx", "    profile: aws-dx\n    secy: kernel"),),
+        ),
+        Scenario(
             "fastpath-soak",
             "a wire that corrupts, repeats and reorders: every bad frame under its name, no good one lost",
             topology="one-channel",

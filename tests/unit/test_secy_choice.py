@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from router.config.impact import impact
 from router.config.load import load
 from router.lab.topology import config_directory
 from router.reconcile.desired import desired_state
@@ -66,3 +67,11 @@ def test_with_the_data_plane_everything_above_the_channel_is_the_same(config):
     assert [o for o in fastpath if isinstance(o, Sysctl)] == [
         o for o in kernel if isinstance(o, Sysctl) and o.device not in macsec
     ]
+
+
+def test_another_secy_resets_the_sessions_on_it(config):
+    """The feature's device becomes another one, and the plan says so."""
+    channels = tuple(replace(c, secy="fastpath") if c.id == "a1" else c for c in config.channels)
+    told = impact(config, replace(config, channels=channels))
+    assert {i.object for i in told if i.effect == "reset"} == {"session prod/a1/ipv4", "session prod/a1/ipv6"}
+    assert next(i for i in told if i.object == "channel a1").reason == "SecY auto -> fastpath"

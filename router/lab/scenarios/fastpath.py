@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import os
 import random
@@ -21,7 +22,7 @@ from router.api.keyd import ask as ask_keyd
 from router.errors import ControlError, LabError
 from router.lab.capture import ETHERTYPE_MACSEC, frames
 from router.lab.lab import Lab
-from router.lab.network import WIRES, crossings
+from router.lab.network import WIRES, crossings, write_private
 from router.lab.node import Node
 from router.lab.poll import until
 from router.lab.report import Report
@@ -478,3 +479,43 @@ def _soak(lab: Lab, report: Report, length_s: float) -> None:
     report.figure("keys", len(keys))
     report.figure("rss", round(max(sizes, default=0) / 1e6, 1), "MB")
     check_cleartext(lab, report)
+
+
+# -- from one SecY to the other
+
+
+def switch(lab: Lab, report: Report) -> None:
+    """A reload moves a running channel from the kernel's MACsec to the data plane, and back."""
+    start_and_wait(lab, report)
+    text = lab.network.config.read_text()
+    for secy in ("fastpath", "kernel"):
+        changed = text.replace("secy: kernel", f"secy: {secy}")
+        write_private(lab.network.config, changed)
+        began = time.monotonic()
+        code, answer = lab.router.request("POST", "/v1/reload", {})
+        report.check(f"a reload to the {secy}'s SecY is taken", code == http.client.OK, str(answer)[:200])
+        until(
+            lambda s=secy: _is_on(lab, s),  # type: ignore[misc]
+            BACK_TIMEOUT_S,
+            lambda s=secy: f"not up on the {s}'s SecY: {_reasons(lab)}",  # type: ignore[misc]
+        )
+        report.figure(f"to_{secy}", round(time.monotonic() - began, 1), "s")
+        links = {link["ifname"] for link in lab.network.router.ip("link", "show")}
+        has_macsec = any(f"ms-{edge.channel}" in links for edge in lab.topology.edges)
+        report.check(f"{secy}: macsec devices only where they are used", has_macsec == (secy == "kernel"))
+        check_ecmp(lab, report)
+    check_cleartext(lab, report)
+
+
+def _is_on(lab: Lab, secy: str) -> bool:
+    """Whether every channel is up on this SecY and carries packets."""
+    channels = lab.router.channels().values()
+    return (
+        bool(channels)
+        and all(c["macsec"]["secy"] == secy and c["verdict"] == "up" for c in channels)
+        and all(_passes(lab, edge) for edge in lab.topology.edges)
+    )
+
+
+def _reasons(lab: Lab) -> str:
+    return "; ".join(f"{name}: {c['reason']}" for name, c in lab.router.channels().items())
