@@ -26,7 +26,9 @@ class DataplaneClient:
         """Send one request and return its answer. Raises DataplaneError (ENOTCONN: nobody is there)."""
         async with self._lock:
             try:
-                answer = await asyncio.wait_for(self._exchange(request), TIMEOUT_S)
+                # Not wait_for: before Python 3.12 it swallows a cancellation that comes with the answer.
+                async with asyncio.timeout(TIMEOUT_S):
+                    answer = await self._exchange(request)
             except (OSError, TimeoutError, ValueError) as error:
                 self._drop()
                 reason = str(error) or type(error).__name__
