@@ -32,6 +32,8 @@ PMTUDISC_PROBE: Final = 3
 ECHO_REQUEST4, ECHO_REPLY4, UNREACHABLE4, FRAGMENTATION_NEEDED = 8, 0, 3, 4
 ECHO_REQUEST6, ECHO_REPLY6, PACKET_TOO_BIG6 = 128, 129, 2
 PORT: Final = 7000
+SPREAD_WINDOW: Final = 24
+SPREAD_PAUSE_S: Final = 0.02
 PROBE = struct.Struct("!QI")
 BUFFER: Final = 4 << 20
 BURST: Final = 64
@@ -115,7 +117,10 @@ def _family(address: str) -> int:
 
 
 def spread(source: Node, sink: Node, address: str, flows: int, timeout_s: float = 3.0) -> int:
-    """Send one datagram on each of `flows` flows and have it answered; return how many came back."""
+    """Send one datagram on each of `flows` flows and have it answered; return how many came back.
+
+    At most SPREAD_WINDOW are on their way at once: a lab's wire has a queue of 64 frames.
+    """
     family = _family(address)
     with contextlib.ExitStack() as stack:
         responder = stack.enter_context(sink.socket(family, socket.SOCK_DGRAM))
@@ -123,20 +128,24 @@ def spread(source: Node, sink: Node, address: str, flows: int, timeout_s: float 
         waiting: dict[int, socket.socket] = {}
         poller = select.poll()
         poller.register(responder, select.POLLIN)
+
+        def drain(until: float, most: int) -> None:
+            """Answer and receive until no more than `most` are waited for, or time is up."""
+            while len(waiting) > most and (left := until - time.monotonic()) > 0:
+                for descriptor, _ in poller.poll(left * 1000):
+                    if descriptor == responder.fileno():
+                        _answer(responder)
+                    elif descriptor in waiting:
+                        waiting.pop(descriptor).recv(64)
+                        poller.unregister(descriptor)
+
         for _ in range(flows):
             sender = stack.enter_context(source.socket(family, socket.SOCK_DGRAM))
             sender.sendto(b"lastmile", (address, PORT + 1))
             waiting[sender.fileno()] = sender
             poller.register(sender, select.POLLIN)
-            _answer(responder)
-        deadline = time.monotonic() + timeout_s
-        while waiting and (left := deadline - time.monotonic()) > 0:
-            for descriptor, _ in poller.poll(left * 1000):
-                if descriptor == responder.fileno():
-                    _answer(responder)
-                elif descriptor in waiting:
-                    waiting.pop(descriptor).recv(64)
-                    poller.unregister(descriptor)
+            drain(time.monotonic() + SPREAD_PAUSE_S, SPREAD_WINDOW)
+        drain(time.monotonic() + timeout_s, 0)
     return flows - len(waiting)
 
 
