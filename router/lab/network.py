@@ -34,6 +34,8 @@ SYSCTLS = {
 WIRES: Final = "wires"
 """The namespace between the two kernels, where there are two: one bridge per wire that crosses."""
 
+SWITCH: Final = "sw"
+"""A node of this name is a switch: it forwards, and says nothing of its own."""
 EAPOL_FORWARDED: Final = 1 << 3
 """Of a bridge's group_fwd_mask: 01:80:c2:00:00:03, the address of MKPDUs, which bridges keep else."""
 
@@ -141,7 +143,9 @@ class Network:
         if self.side == "host":
             self._bridges()
         for name, node in self.nodes.items():
-            if name != self.topology.router:
+            if name == SWITCH:
+                node.sysctl(ipv6__conf__all__disable_ipv6=1, ipv6__conf__default__disable_ipv6=1)
+            elif name != self.topology.router:
                 node.sysctl(**SYSCTLS)
         for edge in self.topology.edges if self.side != "host" else ():
             node = self.nodes[edge.node]

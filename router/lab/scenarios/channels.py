@@ -215,6 +215,9 @@ def check_ecmp(lab: Lab, report: Report) -> None:
         ok = reached(complete, ROUTE_TIMEOUT_S) is not None
         detail = ", ".join(f"{hop.get('gateway', '?')} dev {hop['dev']}" for hop in hops) or "no route"
         report.check(f"{prefix} is one route over {len(lab.topology.edges)} next hops", ok, detail)
+    # An edge may have our prefix from BGP before its kernel has it: its answers get lost until then.
+    for address in (lab.topology.cloud.address4, lab.topology.cloud.address6):
+        reached(lambda to=address: _all_answered(lab, to), ROUTE_TIMEOUT_S)  # type: ignore[misc]
 
 
 def check_spread(lab: Lab, report: Report) -> None:
@@ -223,8 +226,6 @@ def check_spread(lab: Lab, report: Report) -> None:
     wires = {edge.node: edge.channel for edge in lab.topology.edges}
     cloud = lab.topology.cloud
     for afi, address in (("ipv4", cloud.address4), ("ipv6", cloud.address6)):
-        # An edge may have our prefix from BGP before its kernel has it: its answers get lost until then.
-        reached(lambda to=address: _all_answered(lab, to), ROUTE_TIMEOUT_S)  # type: ignore[misc]
         before = lab.network.cloud.packets()
         arrived = spread(lab.network.branch, lab.network.cloud, address, FLOWS)
         after = lab.network.cloud.packets()
