@@ -24,8 +24,8 @@ test: setup test-c  ## all tests: C, units, kernel, live peers, lab scenarios
 test-unit: setup  ## pure cores, without root, under a minute
 	$(BIN)/pytest -n 2 tests/unit
 
-test-lab: setup  ## the scenarios, in the guest or on this kernel
-	$(SUDO) $(BIN)/pytest -n 2 --dist worksteal tests/lab
+test-lab: setup  ## all scenarios, one after the other, the slow ones too
+	$(SUDO) $(BIN)/pytest -m '' tests/lab
 
 test-c: setup  ## the C tests under ASan and UBSan
 	$(MAKE) -C csrc test

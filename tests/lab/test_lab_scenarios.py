@@ -13,15 +13,37 @@ from router.lab.scenario import all_scenarios
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
 
-LONG = {"sak-rotation-1000", "fastpath-soak-long"}
-"""Run by hand: each has a short sibling here."""
+BY_HAND = {"sak-rotation-1000", "fastpath-soak-long"}
+"""Each has a short sibling here."""
 
-SLOW_START = {"keyd-restart"}
-"""Holds only where Python starts within the MKA life time of 6 s: not in a guest on a busy machine."""
+EACH_TIME = {
+    "four-channels",
+    "static-keys",
+    "eight-channels",
+    "drift",
+    "restart",
+    "bad-config",
+    "exabgp-crash",
+    "wrong-md5",
+    "10k-prefixes",
+    "mka-wpa-supplicant",
+    "mka-wrong-keys",
+    "sak-rotation",
+    "xpn-wrap",
+    "keychain",
+}
+"""What `make test` runs in twenty minutes; the others are slow, or need a machine of their own for
+their timing: `make test-lab` runs all."""
 
-RUNS = [(s.name, s.edges[0]) for s in all_scenarios() if s.name not in LONG | SLOW_START] + [
-    ("four-channels", "bird"),
-    ("four-channels", "gobgp"),
+
+def run(name, edges):
+    marks = () if name in EACH_TIME else (pytest.mark.slow,)
+    return pytest.param(name, edges, marks=marks, id=f"{name}-{edges}")
+
+
+RUNS = [run(s.name, s.edges[0]) for s in all_scenarios() if s.name not in BY_HAND] + [
+    run("four-channels", "bird"),
+    run("four-channels", "gobgp"),
 ]
 
 
@@ -48,7 +70,7 @@ def leftovers(owner):
     return found
 
 
-@pytest.mark.parametrize(("name", "edges"), RUNS, ids=[f"{name}-{edges}" for name, edges in RUNS])
+@pytest.mark.parametrize(("name", "edges"), RUNS)
 def test_scenario(name, edges):
     """It ends with 0, prints the documented JSON, and every check in it holds."""
     done = lab("run", name, "--edges", edges, "--json")
@@ -61,6 +83,7 @@ def test_scenario(name, edges):
     assert set(data) == {"scenario", "ok", "checks", "figures"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["four-channels", "drift", "restart", "sak-rotation"])
 def test_scenario_with_the_data_plane(name):
     """The same checks hold where the router's own data plane does MACsec."""

@@ -558,7 +558,7 @@ def three_stations(lab: Lab, report: Report) -> None:
     # 01-80-C2-00-00-03 is bit 3: bridges keep it from being forwarded unless told otherwise.
     switch.batch(
         [
-            "link add bridge type bridge group_fwd_mask 8",
+            "link add bridge type bridge mcast_snooping 0 group_fwd_mask 8",
             *(f"link set {port} master bridge" for port in ("pe1", "pe2", "r")),
             "link set bridge mtu 9100 up",
         ]
