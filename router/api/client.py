@@ -16,20 +16,23 @@ from router.errors import ControlError
 TIMEOUT_S: Final = 30.0
 
 
-class _UnixConnection(http.client.HTTPConnection):
-    def __init__(self, path: Path) -> None:
-        super().__init__("lastmile", timeout=TIMEOUT_S)
+class UnixConnection(http.client.HTTPConnection):
+    """HTTP over a unix socket."""
+
+    def __init__(self, path: Path, timeout_s: float) -> None:
+        super().__init__("lastmile", timeout=timeout_s)
         self._path = path
 
     def connect(self) -> None:
+        """Connect to the socket's path instead of a host."""
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(TIMEOUT_S)
+        self.sock.settimeout(self.timeout)
         self.sock.connect(str(self._path))
 
 
 def request(run_dir: Path, method: str, path: str, body: dict[str, Any] | None = None) -> tuple[int, Any]:
     """Send one request; return the HTTP status and the decoded answer. Raises ControlError."""
-    connection = _UnixConnection(run_dir / "control.sock")
+    connection = UnixConnection(run_dir / "control.sock", TIMEOUT_S)
     try:
         data = None if body is None else json.dumps(body)
         connection.request(method, path, data, {"Content-Type": "application/json"} if data else {})

@@ -5,12 +5,12 @@ from __future__ import annotations
 import http.client
 import json
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any, Final
 
+from router.api.client import UnixConnection
 from router.errors import LabError
 from router.lab.network import Network
 from router.lab.node import stop
@@ -18,19 +18,6 @@ from router.lab.node import stop
 REQUEST_TIMEOUT_S: Final = 60.0
 STOP_TIMEOUT_S: Final = 20.0
 LOG_TAIL_LINES: Final = 20
-
-
-class _UnixConnection(http.client.HTTPConnection):
-    """HTTP over a unix socket."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__("router", timeout=REQUEST_TIMEOUT_S)
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(str(self._path))
 
 
 class RouterUnderTest:
@@ -66,7 +53,7 @@ class RouterUnderTest:
 
     def request(self, method: str, path: str, body: object = None) -> tuple[int, Any]:
         """One request on the control socket: HTTP status and JSON. Raises OSError where nobody answers."""
-        connection = _UnixConnection(self.run_directory / "control.sock")
+        connection = UnixConnection(self.run_directory / "control.sock", REQUEST_TIMEOUT_S)
         try:
             data = None if body is None else json.dumps(body).encode()
             connection.request(method, path, data, {"Content-Type": "application/json"})
