@@ -68,7 +68,7 @@ $(STAMPS)/apt: apt-packages.txt
 	@touch $@
 
 $(STAMPS)/venv: requirements.lock $(STAMPS)/apt
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -m venv --clear .venv
 	$(BIN)/pip install --quiet --require-hashes -r requirements.lock
 	@touch $@
 
