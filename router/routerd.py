@@ -14,13 +14,12 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gc
-import os
 import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -31,28 +30,19 @@ from router.api.server import serve
 from router.api.types import (
     ChannelStatus,
     CheckResult,
-    FeatureStatus,
     FindingStatus,
-    KeysSummary,
-    MacsecStatus,
-    MtuStatus,
-    NeighbourStatus,
     ObjectError,
-    PathStatus,
     ProcessStatus,
     RouterStatus,
     Routes,
     RouteStatus,
-    SessionStatus,
     Status,
 )
-from router.bgp.decision import EQUAL_COST_STEPS, Decision
-from router.bgp.decision import Path as DecidedPath
-from router.bgp.rib import SessionChange, nexthops_of
+from router.bgp.rib import SessionChange
 from router.bgp.speaker import Routes as RoutesChanged
 from router.bgp.speaker import SessionReport, Speaker, Synced
 from router.channel import ChannelFacts, FeatureFacts, MacsecFacts, SessionFacts, Verdicts
-from router.config.effective import Channel, EffectiveConfig, Feature
+from router.config.effective import Channel, EffectiveConfig, Feature, Session
 from router.config.findings import ConfigErrors, Finding
 from router.config.secrets import check_secrets, resolve_password
 from router.dataplane.client import DataplaneClient
@@ -63,15 +53,16 @@ from router.fib import Fib
 from router.fib_ops import FibOp, GroupReplace, NexthopDelete, NexthopReplace, RouteDelete, RouteReplace
 from router.kernel.netlink import NetlinkKernel
 from router.kernel.support import lacking_kinds
-from router.model import ChannelId, CipherSuite, Nexthop, Prefix, pack_address, show_address
+from router.model import ChannelId, CipherSuite, Nexthop, Prefix, pack_address
 from router.monitor.probes import MtuProber, MtuResult
 from router.monitor.probes import Path as ProbePath
 from router.reconcile.desired import desired_state
-from router.reconcile.kernel import FibFailure, Neighbour
+from router.reconcile.kernel import FibFailure
 from router.reconcile.loop import Reconciler
 from router.reconcile.objects import EgressGuard, Key
 from router.secy import SecY, SecyState
 from router.secy_choice import SecyChoice, settle
+from router.status import Facts, feature_status, macsec_status, process_status, receiving, route_status
 from router.supervise import DATAPLANE, ChildSpec, ask
 
 FACTS_INTERVAL_S: Final = 2.0
@@ -89,19 +80,6 @@ CHILDREN_RETRY_S: Final = 1.0
 KEYD_TIMEOUT_S: Final = 1.0
 DATAPLANE_CHECK_S: Final = 1.0
 """The data plane is told at least this often what is wanted; the same again does nothing."""
-
-
-@dataclass(slots=True)
-class _Facts:
-    """What was collected of the kernel at one moment."""
-
-    at: float = 0.0
-    carrier: dict[str, bool] = field(default_factory=dict)
-    up: dict[str, bool] = field(default_factory=dict)
-    secys: dict[str, SecyState | None] = field(default_factory=dict)
-    neighbours: dict[str, Sequence[Neighbour]] = field(default_factory=dict)
-    keys: dict[str, KeysSummary] = field(default_factory=dict)
-    """By channel; one that is missing has static keys, or the key daemon does not answer."""
 
 
 class Daemon:
@@ -125,7 +103,7 @@ class Daemon:
         self._fib_errors: dict[str, ObjectError] = {}
         self._prober = MtuProber()
         self._verdicts = Verdicts()
-        self._facts = _Facts()
+        self._facts = Facts()
         self._facts_lock = asyncio.Lock()
         self._judge_now = asyncio.Event()
         self._not_valid_base: dict[str, tuple[int, int]] = {}
@@ -408,7 +386,7 @@ class Daemon:
         self._desire()
         self._prober.set_paths(_probe_paths(config))
         self._verdicts.forget([channel.id for channel in config.channels])
-        self._facts = _Facts()
+        self._facts = Facts()
         await self._flush()
         self._judge_now.set()
 
@@ -446,12 +424,12 @@ class Daemon:
                 await asyncio.sleep(FACTS_PAUSE_S)
             self._judge_now.clear()
 
-    async def _collect(self, age_s: float) -> _Facts:
+    async def _collect(self, age_s: float) -> Facts:
         """Look at the kernel, unless the last look is younger than `age_s`; then judge all channels."""
         async with self._facts_lock:
             if time.monotonic() - self._facts.at < age_s:
                 return self._facts
-            config, facts = self._config, _Facts()
+            config, facts = self._config, Facts()
             try:
                 links = await self._kernel.link_facts()
             except KernelError as error:
@@ -482,7 +460,7 @@ class Daemon:
                     )
             return facts
 
-    async def _ask_keyd(self, facts: _Facts) -> None:
+    async def _ask_keyd(self, facts: Facts) -> None:
         """Take what the key daemon says, and have a device made anew that needs another suite."""
         with suppress(ControlError, KeyError, TypeError):
             answer = await ask_async(self._run_dir, KEYD_TIMEOUT_S, verb="status")
@@ -531,7 +509,7 @@ class Daemon:
             return None
 
     def _channel_facts(
-        self, channel: Channel, facts: _Facts, reports: Mapping[str, SessionReport]
+        self, channel: Channel, facts: Facts, reports: Mapping[str, SessionReport]
     ) -> ChannelFacts:
         secy = facts.secys.get(channel.macsec_device)
         keys = facts.keys.get(channel.id)
@@ -559,7 +537,7 @@ class Daemon:
             macsec=MacsecFacts(
                 present=secy is not None or channel.macsec_device in facts.up,
                 operational=secy is not None and secy.operational,
-                receiving=_receiving(secy),
+                receiving=receiving(secy),
                 in_ok=secy.counters.in_pkts_ok if secy else 0,
                 in_not_valid=self._not_valid(channel.macsec_device, secy),
                 keys_reason=keys.reason if keys else "",
@@ -645,15 +623,12 @@ class Daemon:
             children = (await ask(self._run_dir, {"list": True}))["children"]
         except (OSError, ValueError):
             children = {}
-        return [
-            ProcessStatus(name, c["pid"], c["restarts"], c["since"], c["last_exit"], _rss(c["pid"]))
-            for name, c in children.items()
-        ]
+        return process_status(children)
 
     def _channel_status(
         self,
         channel: Channel,
-        facts: _Facts,
+        facts: Facts,
         reports: Mapping[str, SessionReport],
         proofs: Mapping[ProbePath, MtuResult],
     ) -> ChannelStatus:
@@ -669,16 +644,25 @@ class Daemon:
             port=channel.port,
             carrier=facts.carrier.get(channel.port, False),
             guarded=guard in self._reconciler.observed.objects and guard not in self._reconciler.errors,
-            macsec=_macsec_status(
+            macsec=macsec_status(
                 channel,
                 self._choices.get(channel.id),
                 facts.secys.get(channel.macsec_device),
                 facts.keys.get(channel.id),
             ),
             connections=[
-                _feature_status(feature, facts, reports, proofs) for feature, _ in self._features(channel)
+                feature_status(feature, facts, reports, proofs) for feature, _ in self._features(channel)
             ],
         )
+
+    def _sessions_of(self, table: int) -> list[Session]:
+        return [
+            session
+            for connection in self._config.connections
+            if connection.table == table
+            for feature in connection.features
+            for session in feature.sessions
+        ]
 
     def routes(self, *, prefix: str | None, limit: int) -> Routes:
         """Return the Loc-RIB, or one prefix of it with the paths that were refused."""
@@ -689,62 +673,21 @@ class Daemon:
         groups = self._fib.installed()
         rows: list[RouteStatus] = []
         total = 0
-        for table, decisions in sorted(self._speaker.rib().locrib().items()):
+        rib = self._speaker.rib()
+        for table, decisions in sorted(rib.locrib().items()):
+            sessions = self._sessions_of(table)
             for key in decisions if only is None else [only]:
                 total += 1
                 if len(rows) < limit:
-                    rows.append(self._route(table, key, decisions.get(key), groups.get((table, key))))
+                    rows.append(
+                        route_status(
+                            sessions, rib, (table, key), decisions.get(key), groups.get((table, key))
+                        )
+                    )
         if only is not None:
             rows = [row for row in rows if row.paths]
             total = len(rows)
         return Routes(total=total, routes=rows)
-
-    def _route(self, table: int, prefix: Prefix, decision: Decision | None, group: int | None) -> RouteStatus:
-        """Describe one prefix: the paths in use, those that lost, those that policy refused."""
-        used = decision.multipath if decision else ()
-        rib = self._speaker.rib()
-        sessions = [
-            session
-            for connection in self._config.connections
-            if connection.table == table
-            for feature in connection.features
-            for session in feature.sessions
-        ]
-        offered = [path for s in sessions if (path := rib.adj_rib_in(s.name).get(prefix)) is not None]
-        paths = [_path_status(path, selected=True, reason="") for path in used]
-        paths += [
-            _path_status(path, selected=False, reason=_why_not(path, offered))
-            for path in offered
-            if path not in used
-        ]
-        for session in sessions:
-            refusal = rib.rejected(session.name).get(prefix)
-            if refusal is not None:
-                text = f"{refusal.value}: {refusal.explanation}"
-                paths.append(
-                    PathStatus(
-                        session.name, session.addresses.peer, session.device, "", selected=False, reason=text
-                    )
-                )
-        hops = [str(nexthop) for nexthop in nexthops_of(decision)] if decision else []
-        return RouteStatus(table, str(prefix), group, hops, paths)
-
-
-def _path_status(path: DecidedPath, *, selected: bool, reason: str) -> PathStatus:
-    nexthop = show_address(path.nexthop.address)
-    return PathStatus(
-        path.session, nexthop, path.nexthop.device, path.attributes.show_path(), selected, reason
-    )
-
-
-def _why_not(path: DecidedPath, paths: list[DecidedPath]) -> str:
-    """Name the rule of the decision process by which `path` is not used."""
-    race = paths
-    for step in EQUAL_COST_STEPS:
-        race = step(race)
-        if path not in race:
-            return f"rule {(step.__doc__ or '').split(chr(10))[0]}"
-    return "another AS path than the best one's (multipath_relax is off), or beyond max_paths"
 
 
 def _shown(findings: Sequence[Finding]) -> list[FindingStatus]:
@@ -761,97 +704,6 @@ def _name(op: FibOp) -> str:
             return f"nexthop {number}"
         case RouteReplace(table, prefix) | RouteDelete(table, prefix):
             return f"route {prefix} table {table}"
-
-
-def _rss(pid: int | None) -> int | None:
-    if pid is None:
-        return None
-    try:
-        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    except (OSError, IndexError, ValueError):
-        return None
-    return pages * os.sysconf("SC_PAGE_SIZE")
-
-
-def _receiving(secy: SecyState | None) -> bool:
-    return secy is not None and any(sa.active for sc in secy.receive if sc.active for sa in sc.sas)
-
-
-def _macsec_status(
-    channel: Channel, choice: SecyChoice | None, secy: SecyState | None, keys: KeysSummary | None
-) -> MacsecStatus:
-    transmit = next((sa for sa in secy.transmit if sa.an == secy.encoding_an), None) if secy else None
-    receive = next((sa for sc in secy.receive for sa in sc.sas if sa.active), None) if secy else None
-    counters = secy.counters if secy else None
-    return MacsecStatus(
-        device=channel.macsec_device,
-        secy=channel.secy,
-        secy_reason=choice.reason if choice else "",
-        mode=channel.macsec.mode.value,
-        suite=str(secy.suite if secy else channel.macsec.suite),
-        keys="static" if channel.macsec.static else "mka",
-        agreement=keys,
-        operational=secy is not None and secy.operational,
-        receiving=_receiving(secy),
-        sci=str(secy.sci) if secy else None,
-        transmit_an=transmit.an if transmit else None,
-        transmit_pn=transmit.next_pn if transmit else None,
-        receive_an=receive.an if receive else None,
-        receive_pn=receive.next_pn if receive else None,
-        key_id=transmit.key_id.hex() if transmit else None,
-        out_pkts_encrypted=counters.out_pkts_encrypted if counters else 0,
-        in_pkts_ok=counters.in_pkts_ok if counters else 0,
-        in_pkts_not_valid=counters.in_pkts_not_valid if counters else 0,
-        in_pkts_late=counters.in_pkts_late if counters else 0,
-        in_pkts_no_tag=counters.in_pkts_no_tag if counters else 0,
-    )
-
-
-def _feature_status(
-    feature: Feature,
-    facts: _Facts,
-    reports: Mapping[str, SessionReport],
-    proofs: Mapping[ProbePath, MtuResult],
-) -> FeatureStatus:
-    table = {entry.address: entry for entry in facts.neighbours.get(feature.device, ())}
-    neighbours = []
-    for pair in feature.addresses:
-        entry = table.get(pair.peer)
-        neighbours.append(
-            NeighbourStatus(pair.peer, entry.state if entry else "none", entry.mac if entry else None)
-        )
-    return FeatureStatus(
-        connection=feature.connection,
-        vlan=feature.vlan,
-        device=feature.device,
-        up=facts.up.get(feature.device, False),
-        neighbours=neighbours,
-        sessions=[_session_status(reports[s.name]) for s in feature.sessions if s.name in reports],
-        mtu=[
-            MtuStatus(str(path.afi), r.configured, r.state, r.passes, r.since)
-            for path, r in proofs.items()
-            if path.device == feature.device
-        ],
-    )
-
-
-def _session_status(report: SessionReport) -> SessionStatus:
-    rib = report.rib
-    return SessionStatus(
-        name=rib.name,
-        afi=rib.family,
-        peer=rib.peer_address,
-        peer_asn=rib.peer_asn,
-        state=rib.phase.value,
-        since=rib.since,
-        reason=report.cause or rib.reason,
-        hold_time_s=rib.hold_time_s,
-        prefixes_received=rib.received,
-        prefixes_accepted=rib.accepted,
-        prefixes_advertised=len(report.advertised),
-        rejected={reason.value: count for reason, count in rib.rejected.items()},
-        flaps=rib.flaps_total,
-    )
 
 
 def _probe_paths(config: EffectiveConfig) -> list[ProbePath]:
