@@ -28,8 +28,32 @@ class Key(NamedTuple):
         return f"{self.kind} {self.name}"
 
 
+class _Thing:
+    """What all objects share."""
+
+    __slots__ = ()
+    KIND: ClassVar[str]
+
+    @property
+    def needs(self) -> tuple[Key, ...]:
+        """What it stands on."""
+        return ()
+
+
+class _Device(_Thing):
+    """A link: called what its device is called."""
+
+    __slots__ = ()
+    name: str
+
+    @property
+    def key(self) -> Key:
+        """What it is called."""
+        return Key(self.KIND, self.name)
+
+
 @dataclass(frozen=True, slots=True)
-class EgressGuard:
+class EgressGuard(_Thing):
     """Nothing but the named EtherTypes may leave or enter a device. Stands before the port is up."""
 
     KIND: ClassVar = "guard"
@@ -45,17 +69,12 @@ class EgressGuard:
         """What it is called."""
         return Key(self.KIND, self.device)
 
-    @property
-    def needs(self) -> tuple[Key, ...]:
-        """What it stands on."""
-        return ()
-
     def __str__(self) -> str:
         return f"guard on {self.device} passes only {', '.join(f'{t:#06x}' for t in self.ethertypes)}"
 
 
 @dataclass(frozen=True, slots=True)
-class PortLink:
+class PortLink(_Device):
     """A device that is not ours: we set its MTU and state, and keep IP off it where it is a channel's."""
 
     KIND: ClassVar = "port"
@@ -70,11 +89,6 @@ class PortLink:
     """The VRF that it is a member of (a LAN port)."""
 
     @property
-    def key(self) -> Key:
-        """What it is called."""
-        return Key(self.KIND, self.name)
-
-    @property
     def needs(self) -> tuple[Key, ...]:
         """What it stands on."""
         guard = (Key(EgressGuard.KIND, self.name),) if self.guarded else ()
@@ -87,7 +101,7 @@ class PortLink:
 
 
 @dataclass(frozen=True, slots=True)
-class BondLink:
+class BondLink(_Device):
     """A LAG (IEEE 802.1AX) of ports. Its members are `PortLink`s that name it."""
 
     KIND: ClassVar = "bond"
@@ -95,23 +109,13 @@ class BondLink:
     lacp_fast: bool
     min_links: int
 
-    @property
-    def key(self) -> Key:
-        """What it is called."""
-        return Key(self.KIND, self.name)
-
-    @property
-    def needs(self) -> tuple[Key, ...]:
-        """What it stands on."""
-        return ()
-
     def __str__(self) -> str:
         rate = "fast" if self.lacp_fast else "slow"
         return f"bond {self.name} 802.3ad lacp-rate {rate} min-links {self.min_links}"
 
 
 @dataclass(frozen=True, slots=True)
-class MacsecLink:
+class MacsecLink(_Device):
     """A macsec device: encrypts, validates strictly. Its SCI is the parent's MAC and `sci_port`."""
 
     KIND: ClassVar = "macsec"
@@ -124,11 +128,6 @@ class MacsecLink:
     """Frames. 0 is strict order."""
     send_sci: bool
     up: bool
-
-    @property
-    def key(self) -> Key:
-        """What it is called."""
-        return Key(self.KIND, self.name)
 
     @property
     def needs(self) -> tuple[Key, ...]:
@@ -153,22 +152,12 @@ class MacsecLink:
 
 
 @dataclass(frozen=True, slots=True)
-class VrfLink:
+class VrfLink(_Device):
     """A VRF device with its routing table."""
 
     KIND: ClassVar = "vrf"
     name: str
     table: int
-
-    @property
-    def key(self) -> Key:
-        """What it is called."""
-        return Key(self.KIND, self.name)
-
-    @property
-    def needs(self) -> tuple[Key, ...]:
-        """What it stands on."""
-        return ()
 
     def rebuild_reason(self, was: VrfLink) -> str | None:
         """Say what a VRF device cannot change."""
@@ -179,7 +168,7 @@ class VrfLink:
 
 
 @dataclass(frozen=True, slots=True)
-class VlanLink:
+class VlanLink(_Device):
     """An 802.1Q device on a macsec device."""
 
     KIND: ClassVar = "vlan"
@@ -189,11 +178,6 @@ class VlanLink:
     mtu: int
     vrf: str | None
     up: bool
-
-    @property
-    def key(self) -> Key:
-        """What it is called."""
-        return Key(self.KIND, self.name)
 
     @property
     def needs(self) -> tuple[Key, ...]:
@@ -213,7 +197,7 @@ class VlanLink:
 
 
 @dataclass(frozen=True, slots=True)
-class TapLink:
+class TapLink(_Device):
     """What a `VlanLink` is with our data plane: a TAP that its process makes; the rest is done here."""
 
     KIND: ClassVar = "tap"
@@ -221,11 +205,6 @@ class TapLink:
     mtu: int
     vrf: str | None
     up: bool
-
-    @property
-    def key(self) -> Key:
-        """What it is called."""
-        return Key(self.KIND, self.name)
 
     @property
     def needs(self) -> tuple[Key, ...]:
@@ -238,7 +217,7 @@ class TapLink:
 
 
 @dataclass(frozen=True, slots=True)
-class Address:
+class Address(_Thing):
     """An interface address, marked as ours by IFA_PROTO."""
 
     KIND: ClassVar = "address"
@@ -264,7 +243,7 @@ class Address:
 
 
 @dataclass(frozen=True, slots=True)
-class Sysctl:
+class Sysctl(_Thing):
     """A file below /proc/sys and its text. A per-device one is desired while its device exists."""
 
     KIND: ClassVar = "sysctl"
@@ -277,11 +256,6 @@ class Sysctl:
     def key(self) -> Key:
         """What it is called."""
         return Key(self.KIND, "/".join(self.path))
-
-    @property
-    def needs(self) -> tuple[Key, ...]:
-        """What it stands on."""
-        return ()
 
     def __str__(self) -> str:
         return f"{self.key} = {self.value}"
@@ -296,7 +270,7 @@ class PeerRule:
 
 
 @dataclass(frozen=True, slots=True)
-class ControlPlaneRules:
+class ControlPlaneRules(_Thing):
     """nftables: tcp/179 and udp/3784 only from and to these peers on their devices."""
 
     KIND: ClassVar = "rules"
@@ -309,11 +283,6 @@ class ControlPlaneRules:
     def key(self) -> Key:
         """What it is called."""
         return Key(self.KIND, "control-plane")
-
-    @property
-    def needs(self) -> tuple[Key, ...]:
-        """What it stands on."""
-        return ()
 
     def __str__(self) -> str:
         broken = "" if self.intact else " (changed by another program)"
