@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from enum import Enum
+from enum import Enum, IntEnum
 from socket import AF_INET, AF_INET6, inet_ntop, inet_pton
 from typing import Final, NamedTuple, NewType
 
@@ -194,6 +194,43 @@ class CipherSuite(Enum):
 
     def __str__(self) -> str:
         return self.name.lower().replace("_", "-")
+
+
+class Confidentiality(IntEnum):
+    """What of a frame's secure data is encrypted; the numbers are MKA's (802.1X-2020 11.11.3)."""
+
+    INTEGRITY_ONLY = 0
+    """Nothing: frames are authentic, and readable."""
+    OFFSET_0 = 1
+    """All of it."""
+    OFFSET_30 = 2
+    """All but the first 30 octets (an IPv4 header and its ports stay readable)."""
+    OFFSET_50 = 3
+    """All but the first 50 octets."""
+
+    @classmethod
+    def parse(cls, text: str) -> Confidentiality:
+        """Parse `integrity-only`, `offset-0`, `offset-30` or `offset-50`. Raises ValueError."""
+        for candidate in cls:
+            if candidate.label == text:
+                return candidate
+        raise ValueError(f"{text!r} is none of {', '.join(c.label for c in cls)}")
+
+    @property
+    def label(self) -> str:
+        """Its name in the configuration."""
+        return self.name.lower().replace("_", "-")
+
+    @property
+    def offset(self) -> int:
+        """Octets at the start of the secure data that stay readable, where any is encrypted at all."""
+        return {Confidentiality.OFFSET_30: 30, Confidentiality.OFFSET_50: 50}.get(self, 0)
+
+    @property
+    def rank(self) -> int:
+        """How much it hides: a greater rank hides more."""
+        order = (self.INTEGRITY_ONLY, self.OFFSET_50, self.OFFSET_30, self.OFFSET_0)
+        return order.index(self)
 
 
 class Secret:

@@ -47,8 +47,7 @@ from router.mka.events import (
     fact,
 )
 from router.mka.keys import Sak
-from router.mka.mkpdu import Confidentiality
-from router.model import CipherSuite, Sci
+from router.model import CipherSuite, Confidentiality, Sci
 
 # Of the standard (table 9-3, 12.3).
 MKA_LIFE_TIME_S: Final = 6.0

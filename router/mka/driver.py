@@ -46,8 +46,8 @@ from router.mka.events import (
 )
 from router.mka.explain import KaySnapshot
 from router.mka.kay import HISTORY_MAX, Kay, KayConfig, KeyEntry
-from router.mka.mkpdu import PAE_GROUP_ADDRESS, Confidentiality
-from router.model import CipherSuite
+from router.mka.mkpdu import PAE_GROUP_ADDRESS
+from router.model import CipherSuite, Confidentiality
 from router.secy import SecY, SecyState
 
 # Of the standard and of Linux.

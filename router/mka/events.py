@@ -11,8 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from router.mka.mkpdu import Confidentiality
-from router.model import CipherSuite, Sci
+from router.model import CipherSuite, Confidentiality, Sci
 from router.secy import SaKey
 
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from router.mka.cp import Connect, CpState, Transition
 from router.mka.events import PortState
-from router.mka.mkpdu import Confidentiality, KeyIdentifier
-from router.model import CipherSuite, MacAddress, Sci
+from router.mka.mkpdu import KeyIdentifier
+from router.model import CipherSuite, Confidentiality, MacAddress, Sci
 
 
 @dataclass(frozen=True, slots=True)

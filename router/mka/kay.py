@@ -46,7 +46,6 @@ from router.mka.mkpdu import (
     Announcement,
     Basic,
     Capability,
-    Confidentiality,
     DistributedSak,
     DropReason,
     Frame,
@@ -61,7 +60,7 @@ from router.mka.mkpdu import (
     envelope,
 )
 from router.mka.participant import Identity, Participant, Peer
-from router.model import CipherSuite, MacAddress, Sci, Secret
+from router.model import CipherSuite, Confidentiality, MacAddress, Sci, Secret
 from router.secy import SecyCounters, SecyState
 
 # Of the standard (table 9-3, 9.8).

@@ -20,8 +20,8 @@ from cryptography.hazmat.primitives.ciphers.algorithms import AES
 from cryptography.hazmat.primitives.cmac import CMAC
 from cryptography.hazmat.primitives.keywrap import InvalidUnwrap, aes_key_unwrap, aes_key_wrap
 
-from router.mka.mkpdu import CKN_SIZE_MAX, Confidentiality, DropReason, KeyIdentifier, MkpduError
-from router.model import CipherSuite, Sci, Secret
+from router.mka.mkpdu import CKN_SIZE_MAX, DropReason, KeyIdentifier, MkpduError
+from router.model import CipherSuite, Confidentiality, Sci, Secret
 from router.secy import SaKey
 
 

@@ -20,7 +20,7 @@ from enum import Enum, IntEnum
 from typing import Final
 
 from router.errors import ProtocolError
-from router.model import CipherSuite, MacAddress, Sci
+from router.model import CipherSuite, Confidentiality, MacAddress, Sci
 
 PAE_GROUP_ADDRESS: Final = MacAddress(bytes.fromhex("0180c2000003"))
 """Nearest non-TPMR bridge group address, the destination of MKPDUs (11.1.1)."""
@@ -106,15 +106,6 @@ class ParameterSet(IntEnum):
     ANNOUNCEMENT = 7
     XPN = 8
     ICV_INDICATOR = 255
-
-
-class Confidentiality(IntEnum):
-    """Confidentiality offset of a Distributed SAK (11.11.3, table 11-7 note)."""
-
-    INTEGRITY_ONLY = 0
-    OFFSET_0 = 1
-    OFFSET_30 = 2
-    OFFSET_50 = 3
 
 
 class Capability(IntEnum):
