@@ -1,5 +1,6 @@
 #include "secy.h"
 
+#include <sched.h>
 #include <stdlib.h>
 
 static const uint64_t suite_first = UINT64_C(0x0080C20001000001);
@@ -30,6 +31,14 @@ static int check_config(const struct secy_config *config)
     return ERR_OK;
 }
 
+static struct secy *allocate(void)
+{
+    struct secy *new = aligned_alloc(_Alignof(struct secy), sizeof *new);
+    if (new)
+        memset(new, 0, sizeof *new);
+    return new;
+}
+
 int secy_new(const struct secy_config *config, const char *backend, struct secy **secy)
 {
     *secy = NULL;
@@ -37,10 +46,10 @@ int secy_new(const struct secy_config *config, const char *backend, struct secy 
     if (error)
         return error;
 
-    struct secy *new = aligned_alloc(_Alignof(struct secy), sizeof *new);
+    struct secy *new = allocate();
     if (!new)
         return ERR_MEMORY;
-    memset(new, 0, sizeof *new);
+    new->first = new;
 
     const size_t words = replay_words(config->replay_window);
     new->bitmaps = calloc(words * SECY_RX_SC_MAX * SECY_AN_COUNT, sizeof *new->bitmaps);
@@ -62,6 +71,24 @@ int secy_new(const struct secy_config *config, const char *backend, struct secy 
                   (config->end_station ? SECTAG_TCI_ES : 0) | (config->scb ? SECTAG_TCI_SCB : 0) |
                   (config->encrypt ? SECTAG_TCI_E | SECTAG_TCI_C : 0));
     new->encoding_an = -1;
+    *secy = new;
+    return ERR_OK;
+}
+
+int secy_new_beside(struct secy *first, struct secy **secy)
+{
+    *secy = NULL;
+    struct secy *new = allocate();
+    if (!new)
+        return ERR_MEMORY;
+    new->config = first->config;
+    new->backend = first->backend;
+    new->first = first;
+    new->xpn = first->xpn;
+    new->key_len = first->key_len;
+    new->tci = first->tci;
+    new->encoding_an = -1;
+    new->shared = first->shared = true;
     *secy = new;
     return ERR_OK;
 }
@@ -116,7 +143,9 @@ int secy_tx_install(struct secy *secy, unsigned an, const struct secy_key *key, 
     const int error = install(secy, key, secy->config.sci, next_pn, &sa->key, &sa->iv);
     if (error)
         return error;
-    pn_init(&sa->pn, next_pn, secy->xpn ? PN_MAX_XPN : PN_MAX);
+    sa->numbers = &secy->first->tx[an].pn;
+    if (secy == secy->first)
+        pn_init(&sa->pn, next_pn, secy->xpn ? PN_MAX_XPN : PN_MAX);
     sa->installed = true;
     return ERR_OK;
 }
@@ -212,9 +241,14 @@ int secy_rx_install(struct secy *secy, const uint8_t sci[8], unsigned an,
     error = install(secy, key, sci, lowest_pn, &sa->key, &sa->iv);
     if (error)
         return error;
-    const uint32_t window = secy->config.replay_window;
-    const size_t place = (size_t)(sc - secy->rx) * SECY_AN_COUNT + an;
-    replay_init(&sa->replay, window, lowest_pn, secy->bitmaps + place * replay_words(window));
+    const size_t sc_index = (size_t)(sc - secy->rx);
+    sa->window = &secy->first->rx[sc_index].sa[an].own; /* same calls, so the same places */
+    if (secy == secy->first) {
+        const uint32_t window = secy->config.replay_window;
+        const size_t place = sc_index * SECY_AN_COUNT + an;
+        replay_init(&sa->own.replay, window, lowest_pn,
+                    secy->bitmaps + place * replay_words(window));
+    }
     sa->active = false;
     sa->installed = true;
     return ERR_OK;
@@ -248,7 +282,7 @@ int secy_rx_raise(struct secy *secy, const uint8_t sci[8], unsigned an, uint64_t
         return error;
     if (lowest_pn == 0 || (!secy->xpn && lowest_pn > PN_MAX))
         return ERR_PN;
-    replay_raise(&sa->replay, lowest_pn);
+    replay_raise(&sa->window->replay, lowest_pn);
     return ERR_OK;
 }
 
@@ -263,13 +297,24 @@ int secy_rx_delete(struct secy *secy, const uint8_t sci[8], unsigned an)
 
 uint64_t secy_tx_next_pn(const struct secy *secy, unsigned an)
 {
-    return an < SECY_AN_COUNT && secy->tx[an].installed ? pn_next(&secy->tx[an].pn) : 0;
+    return an < SECY_AN_COUNT && secy->tx[an].installed ? pn_next(secy->tx[an].numbers) : 0;
 }
 
 uint64_t secy_rx_lowest_pn(struct secy *secy, const uint8_t sci[8], unsigned an)
 {
     struct secy_rx_sa *sa;
-    return rx_installed(secy, sci, an, &sa) ? 0 : replay_lowest(&sa->replay);
+    return rx_installed(secy, sci, an, &sa) ? 0 : replay_lowest(&sa->window->replay);
+}
+
+/* The window is free again in a microsecond, unless its holder was put to sleep: then let it run.
+ */
+void secy_window_wait(struct secy_window *window)
+{
+    enum { SPINS = 4096 };
+    for (unsigned spins = 1; atomic_flag_test_and_set_explicit(&window->lock, memory_order_acquire);
+         spins++)
+        if (spins % SPINS == 0)
+            sched_yield();
 }
 
 uint64_t secy_counter(const struct secy *secy, unsigned i)

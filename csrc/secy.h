@@ -19,6 +19,12 @@
  *
  * Keys live in this one allocation and are wiped when an SA goes. The functions that Python calls
  * are declared in dataplane.h.
+ *
+ * Several threads: each has a struct secy of its own, and those made with secy_new_beside are one
+ * entity with the first. Cipher keys, tables and counters are a thread's own; shared are the two
+ * things that MACsec has once: the packet numbers of a transmit SA, which a batch takes with one
+ * atomic exchange, so that no two threads ever use the same one; and the replay window of a receive
+ * SA, under a lock that is held while a batch is committed and never while a frame is deciphered.
  */
 #ifndef LASTMILE_SECY_H
 #define LASTMILE_SECY_H
@@ -59,16 +65,23 @@ enum {
 struct secy_tx_sa {
     struct gcm_key key;
     struct gcm_iv_base iv;
-    struct pn pn;
     bool installed;
+    struct pn *numbers;        /* `pn` of the first SecY of the entity */
+    _Alignas(64) struct pn pn; /* a cache line of its own: other threads write it */
+};
+
+struct secy_window {
+    _Alignas(64) atomic_flag lock; /* only taken where several threads share the window */
+    struct replay replay;
 };
 
 struct secy_rx_sa {
     struct gcm_key key;
     struct gcm_iv_base iv;
-    struct replay replay;
     bool installed;
     bool active;
+    struct secy_window *window; /* `own` of the first SecY of the entity */
+    struct secy_window own;
 };
 
 struct secy_rx_sc {
@@ -80,6 +93,8 @@ struct secy_rx_sc {
 struct secy {
     struct secy_config config;
     const struct gcm_backend *backend;
+    struct secy *first; /* of the entity: itself where it stands alone */
+    bool shared;        /* there is another thread's beside it */
     bool xpn;
     uint8_t key_len;                 /* octets */
     uint8_t tci;                     /* of sent frames, AN 0 */
@@ -88,7 +103,7 @@ struct secy {
     char note[256];                  /* what the choice of the cipher backend has to say */
     uint64_t octets[OCTETS_COUNT];
     uint64_t packets[VERDICT_COUNT];
-    uint64_t *bitmaps; /* replay_words(window) words for each possible receive SA */
+    uint64_t *bitmaps; /* the first's: replay_words(window) words for each possible receive SA */
     struct secy_tx_sa tx[SECY_AN_COUNT];
     struct secy_rx_sc rx[SECY_RX_SC_MAX];
 };
@@ -97,6 +112,26 @@ struct secy {
 static inline void secy_count(uint64_t *counter, uint64_t add)
 {
     __atomic_store_n(counter, *counter + add, __ATOMIC_RELAXED);
+}
+
+/* secy_new_beside makes a SecY for another thread that is one entity with `first`. All calls that
+ * change SAs are to be made on each of them, on the first one first, while no thread works with
+ * any; the first one is freed last. */
+int secy_new_beside(struct secy *first, struct secy **secy);
+
+/* secy_window_take and secy_window_give enclose the use of a window that may be shared. */
+void secy_window_wait(struct secy_window *window);
+
+static inline void secy_window_take(const struct secy *secy, struct secy_window *window)
+{
+    if (secy->shared && atomic_flag_test_and_set_explicit(&window->lock, memory_order_acquire))
+        secy_window_wait(window);
+}
+
+static inline void secy_window_give(const struct secy *secy, struct secy_window *window)
+{
+    if (secy->shared)
+        atomic_flag_clear_explicit(&window->lock, memory_order_release);
 }
 
 /* secy_rx_find returns the receive SC with this SCI, NULL if there is none. */

@@ -101,64 +101,90 @@ static inline bool in_order(const struct run *run, const struct replay *replay)
     return all;
 }
 
+/* Step 5 for a frame that does not just follow the one before it. */
+static enum verdict commit(const struct secy *secy, struct replay *replay, const struct pending *p,
+                           bool authentic)
+{
+    if (!authentic) {
+        /* The window may have moved since the check: late comes before not valid. */
+        if (secy->config.replay_protect && !replay_check(replay, p->pn))
+            return VERDICT_IN_LATE;
+        return secy->config.validate == SECY_STRICT || p->changed ? VERDICT_IN_NOT_VALID
+                                                                  : VERDICT_IN_INVALID;
+    }
+    if (replay_commit(replay, p->pn))
+        return VERDICT_IN_OK;
+    if (secy->config.replay_protect)
+        return VERDICT_IN_LATE;
+    return p->pn < replay_lowest(replay) ? VERDICT_IN_DELAYED : VERDICT_IN_OK;
+}
+
+/* Step 5 for the frames gathered so far. True: all are authentic, and in order. */
+static bool commit_all(const struct secy *secy, struct run *run, uint8_t *verdicts)
+{
+    struct secy_window *const window = run->sa->window;
+
+    secy_window_take(secy, window);
+    struct replay replay = window->replay; /* in registers: frames cannot alias it */
+    const bool ordered = in_order(run, &replay);
+    if (ordered)
+        replay_commit_next(&replay, run->count);
+    for (unsigned k = 0; !ordered && k < run->count; k++)
+        verdicts[k] = (uint8_t)commit(secy, &replay, &run->pending[k], run->ops[k].ok);
+    window->replay = replay;
+    secy_window_give(secy, window);
+    return ordered;
+}
+
 /* Steps 4 to 7 for the frames gathered so far. */
 static void flush(struct secy *secy, uint8_t *arena, struct run *run)
 {
+    uint8_t verdicts[SECY_CHUNK];
     uint64_t octets = 0, decrypted = 0, ok = 0;
 
     if (run->count == 0)
         return;
     gcm_open(&run->sa->key, run->ops, run->count);
-    struct replay replay = run->sa->replay; /* in registers: frames cannot alias it */
-    const bool pop_vlan = secy->config.pop_vlan, ordered = in_order(run, &replay);
-    if (ordered)
-        replay_commit_next(&replay, run->count);
+    const bool pop_vlan = secy->config.pop_vlan, ordered = commit_all(secy, run, verdicts);
     for (unsigned k = 0; k < run->count; k++) {
         const struct pending *p = &run->pending[k];
-        if (!ordered) {
-            if (!run->ops[k].ok) {
-                /* The window may have moved since the check: late comes before not valid. */
-                if (secy->config.replay_protect && !replay_check(&replay, p->pn))
-                    end(secy, arena, p, VERDICT_IN_LATE);
-                else if (secy->config.validate == SECY_STRICT || p->changed)
-                    end(secy, arena, p, VERDICT_IN_NOT_VALID);
-                else
-                    end(secy, arena, p, VERDICT_IN_INVALID);
-                continue;
-            }
-            const bool fresh = replay_commit(&replay, p->pn);
-            if (!fresh && secy->config.replay_protect) {
-                end(secy, arena, p, VERDICT_IN_LATE);
-                continue;
-            }
-            if (!fresh && p->pn < replay_lowest(&replay)) {
-                octets += p->data_len;
-                decrypted += p->changed ? p->data_len : 0;
-                end(secy, arena, p, VERDICT_IN_DELAYED);
-                continue;
-            }
+        const enum verdict verdict = ordered ? VERDICT_IN_OK : verdicts[k];
+        if (verdict == VERDICT_IN_OK || verdict == VERDICT_IN_DELAYED) {
+            octets += p->data_len;
+            decrypted += p->changed ? p->data_len : 0;
         }
-        octets += p->data_len;
-        decrypted += p->changed ? p->data_len : 0;
+        if (verdict != VERDICT_IN_OK) {
+            end(secy, arena, p, verdict);
+            continue;
+        }
         p->frame->verdict = VERDICT_IN_OK;
         decapsulate(pop_vlan, arena, p);
         ok++;
     }
-    run->sa->replay = replay;
     secy_count(&secy->packets[VERDICT_IN_OK], ok);
     secy_count(&secy->octets[OCTETS_IN_VALIDATED], octets - decrypted);
     secy_count(&secy->octets[OCTETS_IN_DECRYPTED], decrypted);
     run->count = 0;
 }
 
+/* The window as it was a moment ago. Where it is shared the bitmap may be another thread's right
+ * now: then numbers are only recovered with it, and looked up when they are committed. */
+static inline struct replay glance(const struct secy *secy, const struct secy_rx_sa *sa)
+{
+    secy_window_take(secy, sa->window);
+    const struct replay replay = sa->window->replay;
+    secy_window_give(secy, sa->window);
+    return replay;
+}
+
 /* Step 3, then the frame joins the run. */
 static inline void join(struct secy *secy, uint8_t *arena, struct run *run, struct pending *p,
                         uint32_t pn_low)
 {
-    const struct replay *replay = &run->sa->replay;
+    const struct replay replay = glance(secy, run->sa);
 
-    p->pn = secy->xpn ? pn_recover(pn_low, replay_lowest(replay)) : pn_low;
-    if (secy->config.replay_protect && !replay_check(replay, p->pn)) {
+    p->pn = secy->xpn ? pn_recover(pn_low, replay_lowest(&replay)) : pn_low;
+    if (secy->config.replay_protect && !secy->shared && !replay_check(&replay, p->pn)) {
         end(secy, arena, p, VERDICT_IN_LATE);
         return;
     }
@@ -245,11 +271,11 @@ static size_t join_alike(struct secy *secy, uint8_t *arena, struct frame *frames
 {
     enum { DATA_AT = SECTAG_AT + SECTAG_SIZE_MAX };
     const struct likeness wanted = run->likeness;
-    const struct replay replay = run->sa->replay;
+    const struct replay replay = glance(secy, run->sa);
     const struct gcm_iv_base iv = run->sa->iv;
     const uint64_t lowest = replay_lowest(&replay);
     const uint32_t offset = secy->config.conf_offset;
-    const bool replay_protect = secy->config.replay_protect, xpn = secy->xpn;
+    const bool replay_protect = secy->config.replay_protect && !secy->shared, xpn = secy->xpn;
     unsigned joined = run->count;
     size_t i = 0;
 

@@ -151,7 +151,7 @@ static void protect(struct secy *secy, struct secy_tx_sa *sa, uint8_t *arena, st
             secy_count(&secy->packets[frames[i].verdict], 1);
     }
 
-    const uint32_t taken = pn_take(&sa->pn, want, &pn);
+    const uint32_t taken = pn_take(sa->numbers, want, &pn);
     for (uint32_t k = taken; k < want; k++)
         frames[admitted[k]].verdict = VERDICT_OUT_PN_EXHAUSTED;
     if (taken < want)
