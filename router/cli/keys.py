@@ -27,6 +27,7 @@ from router.cli.output import (
     DEFAULT_RUN_DIR,
     DEFAULT_STATE_DIR,
     EXIT_NO,
+    LINE_MAX,
     Json,
     RunDir,
     StateDir,
@@ -258,12 +259,11 @@ def _table(rows: Iterable[dict[str, Any]]) -> None:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("CHANNEL", "CKN", "FINGERPRINT", "BITS", "START", "END", "PHASE", "PEERS", "IN USE"):
+    for name in ("CHANNEL", "FINGERPRINT", "BITS", "START", "END", "PHASE", "PEERS", "IN USE", "CKN"):
         table.add_column(name, no_wrap=True)
     for row in rows:
         table.add_row(
             row["channel"],
-            row["ckn"],
             row["fingerprint"],
             str(row["bits"]),
             _clock(row["start"]),
@@ -271,8 +271,16 @@ def _table(rows: Iterable[dict[str, Any]]) -> None:
             row["phase"],
             str(row["peers_live"]),
             "yes" if row["in_use"] else "",
+            row["ckn"],
         )
-    Console(highlight=False, soft_wrap=True).print(table)
+    Console(highlight=False, soft_wrap=True, width=LINE_MAX).print(table)
+
+
+def _ways(key: dict[str, Any]) -> str:
+    return (
+        " and ".join(way for way, used in (("receives", key["rx"]), ("transmits", key["tx"])) if used)
+        or "not used yet"
+    )
 
 
 def _clock(when: float | None) -> str:
@@ -497,7 +505,8 @@ def explanation(name: str, shown: dict[str, Any], now: float) -> Iterable[str]:
             )
             yield (
                 f"  {what}: KI {key['ki']} AN {key['an']} {key['suite']}, age {key['age_s']:.0f} s, "
-                f"PN {key['next_pn']}{left}, SSCI {key['ssci'] or '-'}, rx {key['rx']} tx {key['tx']}"
+                f"PN {key['next_pn']}{left}, SSCI {key['ssci'] or '-'}, "
+                f"{_ways(key)}"
             )
             yield f"    under CKN {key['ckn'] or '(adopted)'}; made because: {key['reason']}"
     for participant in shown["participants"]:

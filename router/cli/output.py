@@ -16,6 +16,8 @@ import typer
 
 EXIT_NO: Final = 1
 EXIT_USAGE: Final = 2
+LINE_MAX: Final = 400
+"""Characters. Tables are as wide as they are: an ellipsis in a name or a key helps nobody."""
 
 Json = Annotated[bool, typer.Option("--json", "-j", help="Print data instead of a table.")]
 RunDir = Annotated[

@@ -9,9 +9,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from router.cli.output import ago
+from router.cli.output import LINE_MAX, ago
 
-LINE_MAX: Final = 400
 _COLOURS: Final = {"up": "green", "degraded": "yellow", "down": "red", "disabled": "dim"}
 
 
@@ -120,8 +119,9 @@ def print_status(data: dict[str, Any], *, verbose: bool) -> None:
         for process in data["processes"]:
             rss = f"{process['rss_bytes'] / 1e6:.0f} MB" if process["rss_bytes"] else "-"
             last = f", last {process['last_exit']}" if process["last_exit"] else ""
+            role = f" ({process['role']})" if process["role"] else ""
             console.print(
-                f"  {process['name']:<16} pid {process['pid'] or '-'}  {rss}  up {ago(process['since'], now)}  "
+                f"  {process['name'] + role:<16} pid {process['pid'] or '-'}  {rss}  up {ago(process['since'], now)}  "
                 f"restarts {process['restarts']}{last}"
             )
 
