@@ -14,9 +14,13 @@ one JSON object per line and answers with one:
     {"verb": "rekey", "channel": NAME}          {"ok": true} or {"ok": false, "error": SENTENCE}
     {"verb": "reload"}                          key files are read again
 
-**What survives what.** routerd's death: everything. Our own: the SAs stay in the SecY, nothing is
-lost for an MKA Life Time; a successor adopts them, agrees on a fresh SAK with the peers and only then
-lets them go. Ids of installed keys are in RUN_DIR/keyd/*.used (mode 0600), so no SAK is installed twice.
+**What survives what.** routerd's death: everything. Our own: two of us run (`router.standby`), and
+the one that waits goes on in the same second. The SAs stay in the SecY, and nothing is lost for an
+MKA Life Time; a successor adopts them and goes on as the same member, by RUN_DIR/keyd/*.handover. Ids
+of installed keys are in RUN_DIR/keyd/*.used, so no SAK is installed twice. (Both are mode 0600.) Where
+both die at once, the first that is back does the same, if need be with fresh keys.
+
+**An upgrade**: end the spare by SIGTERM; when the new one waits (`lastmile status -v`), the active.
 
 **Secrets.** Only this process reads CAKs. It keeps CAP_NET_ADMIN and CAP_NET_RAW alone, cannot be
 traced or dump core (that swap is encrypted or off is the operator's part). Our own copies of keys are
@@ -45,11 +49,15 @@ from router import log as logging
 from router.accepted import load_accepted
 from router.config.effective import Channel, EffectiveConfig, Macsec, MacsecMode
 from router.config.keys import Chain, load_chain, stamp
+from router.config.secrets import resolve_sak
 from router.dataplane.client import DataplaneClient
 from router.dataplane.secy import FastpathSecY
 from router.errors import ConfigError, ControlError, KernelError
+from router.kernel.events import EventSockets
+from router.kernel.secy import KernelSecy
+from router.kernel.support import lacking_kinds
 from router.key_status import channel_keys
-from router.mka.driver import KayDriver, UsedKeys
+from router.mka.driver import HandoverFile, KayDriver, UsedKeys
 from router.mka.kay import KayConfig, KeyEntry
 from router.mka.keychain import expiry_warning
 from router.mka.keys import SsciOrder
@@ -57,6 +65,7 @@ from router.model import MacAddress, Sci
 from router.reconcile.kernel import EventsLost, LinkEvent
 from router.secy import SecY
 from router.secy_choice import settle
+from router.standby import KEYD_LOCK, wait_for_turn
 from router.static_keys import PnHistory, ResolveSak, StaticKeyer
 
 POLL_S: Final = 1.0
@@ -119,6 +128,7 @@ class MkaKeyer:
             config=kay_config(channel.macsec),
             secy=secy,
             used_keys=UsedKeys(used_dir / f"{channel.id}.used"),
+            handover=HandoverFile(used_dir / f"{channel.id}.handover"),
             log=self._log,
         )
         self._task = asyncio.create_task(self.driver.run())
@@ -405,11 +415,6 @@ async def serve(
     wrap: Callable[[SecY], SecY] | None = None,
 ) -> None:
     """Run until SIGTERM or SIGINT. `wrap` puts something around each SecY, for tests."""
-    from router.config.secrets import resolve_sak
-    from router.kernel.events import EventSockets
-    from router.kernel.secy import KernelSecy
-    from router.kernel.support import lacking_kinds
-
     log = logging.configure("keyd")
     history = PnHistory((state_dir or run_dir) / "packet-numbers.json")
     try:
@@ -499,11 +504,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--run-dir", required=True, type=Path)
     parser.add_argument("--state-dir", type=Path)
     options = parser.parse_args(argv)
+    # A spare has no configuration to read again; by SIGTERM it ends at once, as by default.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     if os.geteuid() == 0:
         give_up_privileges()
     try:
-        asyncio.run(_main(options.config, options.run_dir, options.state_dir))
-    except (ConfigError, KernelError) as error:
+        turn = wait_for_turn(options.run_dir / KEYD_LOCK)
+        try:
+            asyncio.run(_main(options.config, options.run_dir, options.state_dir))
+        finally:
+            os.close(turn)
+    except (ConfigError, KernelError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         return 1
     return 0

@@ -62,6 +62,7 @@ from router.reconcile.loop import Reconciler
 from router.reconcile.objects import EgressGuard, Key
 from router.secy import SecY, SecyState
 from router.secy_choice import SecyChoice, settle
+from router.standby import KEYD_LOCK, roles
 from router.status import Facts, feature_status, macsec_status, process_status, receiving, route_status
 from router.supervise import DATAPLANE, ChildSpec, ask
 
@@ -355,7 +356,8 @@ class Daemon:
                 return self._refuse(file, [Finding(str(file), 0, 0, "", str(error))])
             accept(self._run_dir, file, text, loaded.effective)
             self._notice, self._config_since = "", time.time()
-            await self._signal_child("keyd", signal.SIGHUP)
+            with suppress(ControlError):  # it looks every second anyway
+                await ask_async(self._run_dir, KEYD_TIMEOUT_S, verb="reload")
             self._log.info("config.accepted", file=str(file))
             return CheckResult(ok=True, file=str(file), findings=_shown(loaded.warnings))
 
@@ -623,7 +625,7 @@ class Daemon:
             children = (await ask(self._run_dir, {"list": True}))["children"]
         except (OSError, ValueError):
             children = {}
-        return process_status(children)
+        return process_status(children, roles(self._run_dir / KEYD_LOCK))
 
     def _channel_status(
         self,

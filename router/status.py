@@ -33,6 +33,7 @@ from router.monitor.probes import Path as ProbePath
 from router.reconcile.kernel import Neighbour
 from router.secy import SecyState
 from router.secy_choice import SecyChoice
+from router.standby import Role
 
 
 @dataclass(slots=True)
@@ -95,10 +96,12 @@ def _why_not(path: DecidedPath, paths: list[DecidedPath]) -> str:
     return "another AS path than the best one's (multipath_relax is off), or beyond max_paths"
 
 
-def process_status(children: Mapping[str, dict[str, Any]]) -> list[ProcessStatus]:
-    """Describe the supervisor's children, as it lists them."""
+def process_status(children: Mapping[str, dict[str, Any]], roles: Mapping[int, Role]) -> list[ProcessStatus]:
+    """Describe the supervisor's children, as it lists them; `roles` by process id where one has any."""
     return [
-        ProcessStatus(name, c["pid"], c["restarts"], c["since"], c["last_exit"], _rss(c["pid"]))
+        ProcessStatus(
+            name, c["pid"], c["restarts"], c["since"], c["last_exit"], _rss(c["pid"]), roles.get(c["pid"], "")
+        )
         for name, c in children.items()
     ]
 

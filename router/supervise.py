@@ -3,7 +3,8 @@
 Standard library only, so that it costs 12 MB and has nothing to crash on. `lastmile run` turns
 into it; on a box with systemd, units do the same. Two kinds of children:
 
-* fixed: `keyd` and `routerd`, for as long as the router runs;
+* fixed: `keyd-a` and `keyd-b` (one works, the other is its spare: `router.standby`) and `routerd`,
+  for as long as the router runs;
 * dynamic: what routerd asks for (ExaBGP, a process a site; the data plane where one is used). routerd sends the whole wanted set;
   the supervisor compares it with what runs. So a routerd that dies and comes back asks for what
   is there, and nothing happens to it.
@@ -49,6 +50,8 @@ RESTART_MAX_S: Final = 5.0
 STABLE_S: Final = 10.0
 STOP_GRACE_S: Final = 5.0
 SHUTDOWN_GRACE_S: Final = 10.0
+KEYD_CHILDREN: Final = ("keyd-a", "keyd-b")
+"""Two equal key daemons: which of them works changes with every death."""
 DATAPLANE: Final = "dataplane"
 """The dynamic child that BGP's last words still need."""
 
@@ -398,7 +401,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"--state-dir={options.state_dir}",
     )
     fixed = [
-        ChildSpec("keyd", (sys.executable, "-m", "router.keyd", *common)),
+        *(ChildSpec(name, (sys.executable, "-m", "router.keyd", *common)) for name in KEYD_CHILDREN),
         ChildSpec("routerd", (sys.executable, "-m", "router.routerd", *common)),
     ]
     supervisor = Supervisor(options.run_dir, fixed)

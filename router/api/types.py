@@ -274,6 +274,8 @@ class ProcessStatus:
     since: float
     last_exit: str
     rss_bytes: int | None
+    role: str = ""
+    """Of the two key daemons: `active`, `spare`, or empty while it loads."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,7 +58,7 @@ class Scenario:
     @property
     def looks_at_both_ends(self) -> bool:
         """Whether it works inside the edges too, so that they must be in the router's kernel."""
-        return self.function.startswith("mka:")
+        return self.function.startswith(("mka:", "keyd:"))
 
     def edit(self, topology: Topology, secy: str = "auto") -> Topology:
         """Apply the edits, and say who does MACsec. Raises LabError where a text is not there."""
@@ -210,7 +210,7 @@ def all_scenarios() -> tuple[Scenario, ...]:
             "keyd-restart",
             "the key daemon is killed, ended and frozen: nothing is lost, no key comes twice",
             topology="one-channel",
-            function="mka:keyd_restart",
+            function="keyd:restart",
             start_edges=("none",),
         ),
         Scenario(

@@ -7,15 +7,19 @@
 
 MKPDUs do not wait for the SecY: the KaY claims nothing to a peer before the SecY has answered. A
 SecY that is made anew (another suite, somebody deleted it) has lost its SAs: the KaY notices, and
-only a fresh SAK is ever installed again. What this process installed is remembered on tmpfs, so
-that a successor never installs it twice either; a successor that starts within the MKA Life Time
-adopts what is in use, and not one frame is lost.
+only a fresh SAK is ever installed again.
+
+Two files on tmpfs are for a successor of this process, each written before what it tells of leaves
+us: the ids of the keys that were installed, so that none is ever installed twice, and who we are to
+the peers (`Handover`), so that it goes on as the same member. A successor that starts within the
+MKA Life Time adopts the SAs in use, and not one frame is lost; the PNs are the SecY's and go on.
 """
 
 from __future__ import annotations
 
 import asyncio
 import errno
+import json
 import os
 import socket
 import struct
@@ -26,7 +30,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from router.errors import ControlError, KernelError, Unsupported
+from router.errors import ControlError, KernelError
 from router.mka.events import (
     ConfigureSecy,
     CreateReceiveSa,
@@ -45,9 +49,10 @@ from router.mka.events import (
     UpdateReceivePn,
 )
 from router.mka.explain import KaySnapshot
-from router.mka.kay import HISTORY_MAX, Kay, KayConfig, KeyEntry
+from router.mka.kay import HISTORY_MAX, Handover, Kay, KayConfig, KeyEntry
 from router.mka.mkpdu import PAE_GROUP_ADDRESS
-from router.model import CipherSuite, Confidentiality
+from router.mka.participant import Identity
+from router.model import CipherSuite, Confidentiality, Sci
 from router.secy import SecY, SecyState
 
 # Of the standard and of Linux.
@@ -67,6 +72,8 @@ LOG_WINDOW_S: Final = 60.0
 """Dropped MKPDUs are logged once per reason in so many seconds."""
 RETRY_S: Final = 0.2
 """Between looks for a device that is not there yet; notifications make it quicker."""
+MN_AHEAD: Final = 1024
+"""Message numbers that a stored handover is ahead of those sent: half an hour of hellos without a write."""
 
 
 @dataclass(slots=True)
@@ -98,13 +105,72 @@ class UsedKeys:
     def add(self, key_id: bytes) -> None:
         """Remember, before the key is used. Raises OSError."""
         self._ids.append(key_id)
+        if self._path is not None:
+            _replace(self._path, "".join(f"{key.hex()}\n" for key in self._ids))
+
+
+class HandoverFile:
+    """Who we are to the peers, in a file on tmpfs; None keeps nothing."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._stored: Handover | None = None
+
+    def load(self, sci: Sci) -> Handover | None:
+        """Read what a former process with this SCI left; a damaged file is as good as none."""
         if self._path is None:
+            return None
+        try:
+            data = json.loads(self._path.read_text())
+            if Sci.parse(str(data["sci"])) != sci:
+                return None
+            return Handover(
+                bytes.fromhex(data["key_id"]),
+                bytes.fromhex(data["key_ckn"]),
+                tuple(
+                    Identity(bytes.fromhex(i["ckn"]), bytes.fromhex(i["mi"]), int(i["mn"]), int(i["kn"]))
+                    for i in data["identities"]
+                ),
+            )
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def keep(self, sci: Sci, handover: Handover) -> None:
+        """Have on file what covers `handover`, before any of it is said to a peer. Raises OSError."""
+        if self._path is None or _covers(self._stored, handover):
             return
-        fresh = self._path.with_name(self._path.name + ".new")
-        fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        with os.fdopen(fd, "w") as file:
-            file.writelines(f"{key.hex()}\n" for key in self._ids)
-        fresh.rename(self._path)
+        ahead = replace(
+            handover, identities=tuple(replace(i, mn=i.mn + MN_AHEAD) for i in handover.identities)
+        )
+        data = {
+            "sci": str(sci),
+            "key_id": ahead.key_id.hex(),
+            "key_ckn": ahead.key_ckn.hex(),
+            "identities": [
+                {"ckn": i.ckn.hex(), "mi": i.mi.hex(), "mn": i.mn, "kn": i.kn} for i in ahead.identities
+            ],
+        }
+        _replace(self._path, json.dumps(data))
+        self._stored = ahead
+
+
+def _covers(stored: Handover | None, now: Handover) -> bool:
+    """Tell whether a stored handover is still good: the same but for message numbers, and those ahead."""
+    if stored is None or len(stored.identities) != len(now.identities):
+        return False
+    if (stored.key_id, stored.key_ckn) != (now.key_id, now.key_ckn):
+        return False
+    pairs = zip(stored.identities, now.identities, strict=True)
+    return all(replace(then, mn=i.mn) == i and i.mn <= then.mn for then, i in pairs)
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a file of mode 0600 whole or not at all. Raises OSError."""
+    fresh = path.with_name(path.name + ".new")
+    fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with os.fdopen(fd, "w") as file:
+        file.write(text)
+    fresh.rename(path)
 
 
 def open_port(port: str) -> socket.socket:
@@ -139,6 +205,7 @@ class KayDriver:
         secy: SecY,
         used_keys: UsedKeys,
         log: Any,
+        handover: HandoverFile | None = None,
         entropy: Callable[[int], bytes] = os.urandom,
     ) -> None:
         self.port = port
@@ -148,13 +215,14 @@ class KayDriver:
         """Why there is no KaY, or why the SecY cannot be read; empty where all is well."""
         self.wanted_suite: CipherSuite | None = None
         """The suite agreed upon, where the device has another and must be made anew for it."""
-        self.port_state = PortState.CLOSED
-        """As last ordered by the KaY."""
+        self.unprotected = False
+        """Frames pass in clear: as last seen of the SecY, or done to it."""
         self.state: SecyState | None = None
         """The SecY as last seen."""
         self._config = config
         self._secy = secy
         self._used_keys = used_keys
+        self._handover = handover if handover is not None else HandoverFile(None)
         self._log = log
         self._entropy = entropy
         self._kay: Kay | None = None
@@ -233,6 +301,7 @@ class KayDriver:
         try:
             async with self._secy_lock:
                 self.state = state = await self._secy.observe()
+                self.unprotected = state.unprotected
             self._bind_port()
         except (KernelError, OSError) as error:
             self.state = None
@@ -253,6 +322,7 @@ class KayDriver:
         kay.observe(state, now)
         self._pump()
         await self._keep_sending(kay, state)
+        await self._keep_port(kay)
 
     async def _keep_sending(self, kay: Kay, state: SecyState) -> None:
         """Put the encoding SA right where somebody else changed it. Found twice: our own change may be under way."""
@@ -269,6 +339,15 @@ class KayDriver:
             async with self._secy_lock:
                 await self._secy.enable_transmit_sa(key.an)
 
+    async def _keep_port(self, kay: Kay) -> None:
+        """Have the SecY as open as the KaY says: it was made anew, or somebody else changed it."""
+        if self._operations or self.unprotected is (kay.port is PortState.UNPROTECTED):
+            return
+        self._log.warning("secy.port_changed", unprotected=self.unprotected, wanted=kay.port.value)
+        with suppress(KernelError):
+            async with self._secy_lock:
+                await self._set_port(kay.port)
+
     def _start(self, state: SecyState, now: float) -> None:
         """Begin key agreement, with what a former process left in the SecY."""
         self._operations.clear()
@@ -276,8 +355,10 @@ class KayDriver:
         config = replace(self._config, sci=state.sci)
         kay = self._kay = Kay(config, now=now, entropy=self._entropy, used_keys=self._used_keys)
         self._log.info("kay.started", sci=str(state.sci), suite=str(state.suite))
-        if state.transmit or any(sc.sas for sc in state.receive):
-            kay.adopt(state, now)
+        if state.transmit or state.unprotected or any(sc.sas for sc in state.receive):
+            handover = self._handover.load(state.sci)
+            kay.adopt(state, now, handover)
+            self._log.info("kay.adopted", same_member=handover is not None)
         if not self._carrier:
             kay.carrier(now, up=False)
         kay.set_keys(self._keys, now)
@@ -335,7 +416,13 @@ class KayDriver:
         kay = self._kay
         if kay is None:
             return
-        for output in kay.take_outputs():
+        outputs = kay.take_outputs()
+        if outputs:
+            try:
+                self._handover.keep(kay.config.sci, kay.handover())
+            except OSError as error:
+                self._log.error("handover.not_kept", reason=str(error))
+        for output in outputs:
             match output:
                 case SendMkpdu(frame):
                     self._send(frame)
@@ -420,6 +507,8 @@ class KayDriver:
             case DeleteReceiveSa(_, sci, an):
                 await secy.delete_receive_sa(sci, an)
             case CreateTransmitSa(_, an, key, next_pn):
+                if self.unprotected:  # closing it was refused: a claim to protect frames would be a lie
+                    raise KernelError(f"{self.device} still passes frames in clear and cannot be closed")
                 await secy.create_transmit_sa(an, key, next_pn)
             case EnableTransmit(_, an):
                 await secy.enable_transmit_sa(an)
@@ -427,17 +516,43 @@ class KayDriver:
             case DeleteTransmitSa(_, an):
                 await secy.delete_transmit_sa(an)
             case SetControlledPort(_, state):
-                # A SecY without an active SA passes nothing, so a closed port needs no order. What
-                # passes in clear on an unprotected one is the business of whoever made the device.
-                self.port_state = state
+                await self._set_port(state)
                 self._log.info("port.state", state=state.value)
+
+    @property
+    def port_state(self) -> PortState:
+        """The controlled port as it is, whatever was ordered: a refused order changes nothing."""
+        ordered = PortState.CLOSED if self._kay is None else self._kay.port
+        if self.unprotected:
+            return PortState.UNPROTECTED
+        return PortState.CLOSED if ordered is PortState.UNPROTECTED else ordered
+
+    async def _set_port(self, state: PortState) -> None:
+        """Open the SecY, or close it. Raises KernelError.
+
+        One that protects frames passes none without an active SA, so that a must-secure port never
+        needs an order.
+        """
+        wanted = state is PortState.UNPROTECTED
+        assert not (wanted and self._config.must_secure)
+        if wanted is self.unprotected:
+            return
+        await self._secy.set_controlled_port(unprotected=wanted)
+        self.unprotected = wanted
+        if wanted:
+            self._log.warning(
+                "port.open_in_clear", reason="should-secure, and no peer proves a key: FRAMES PASS IN CLEAR"
+            )
+        else:
+            self._log.warning("port.no_longer_in_clear")
 
     async def _configure(self, suite: CipherSuite, confidentiality: Confidentiality) -> None:
         """See that the SecY has the suite; ask for another device where it has not. Raises KernelError."""
-        if confidentiality is not Confidentiality.OFFSET_0:
-            raise Unsupported(f"{self.device} encrypts whole frames, not {confidentiality.name.lower()}")
         state = await self._secy.observe()
         if state.suite is not suite:
             self.wanted_suite = suite
             raise KernelError(f"{self.device} has suite {state.suite} and is made anew for {suite}")
         self.wanted_suite = None
+        if state.confidentiality is not confidentiality:
+            await self._secy.set_confidentiality(confidentiality)
+            self._log.info("secy.confidentiality", was=state.confidentiality.label, now=confidentiality.label)

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 import secrets
-import signal
 import time
 from collections.abc import Iterator
 from itertools import pairwise
@@ -197,13 +195,6 @@ class Channel:
             detail = f"{protected} MACsec frames, {len(clear)} in clear" + (f", {clear[0]}" if clear else "")
             self.report.check(f"wire {channel}: nothing in clear", not clear and protected > 0, detail)
 
-    def keyd_pid(self) -> int:
-        """Process id of the router's key daemon. Raises LabError."""
-        for pid, command in self.lab.router.daemons():
-            if "router.keyd" in command:
-                return pid
-        raise LabError("the router has no key daemon")
-
 
 def sak_rotation(lab: Lab, report: Report) -> None:
     """Rotation after rotation under probes and TCP: no frame is lost, and no SA stays behind."""
@@ -346,50 +337,10 @@ def _iso(when: float) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(when)) + f".{int(when % 1 * 1000):03d}+00:00"
 
 
-def keyd_restart(lab: Lab, report: Report) -> None:
-    """The router's key daemon is killed, ended and frozen: not one frame is lost, no key comes twice."""
-    channel = Channel(lab, report)
-    channel.start()
-    channel.wait_secured("secured")
-    kis = [channel.current()]
-    for how, number in (
-        ("killed", signal.SIGKILL),
-        ("ended", signal.SIGTERM),
-        ("killed again", signal.SIGKILL),
-    ):
-        pid = channel.keyd_pid()
-        with channel.probes(f"keyd is {how}"):
-            os.kill(pid, number)
-            back = reached(lambda p=pid: _is_back(channel, p), 30.0, 0.1)  # type: ignore[misc]
-            fresh = reached(
-                lambda: channel.current() not in {"", *kis} and _router_settled(channel), 20.0, 0.1
-            )
-        report.check(f"keyd is {how}: back and secured", back is not None, f"after {back or -1:.1f} s")
-        report.check(f"keyd is {how}: under a key never used before", fresh is not None, channel.current())
-        kis.append(channel.current())
-    with channel.probes("keyd is frozen for 4 s"):
-        pid = channel.keyd_pid()
-        os.kill(pid, signal.SIGSTOP)
-        time.sleep(4.0)
-        os.kill(pid, signal.SIGCONT)
-        time.sleep(1.0)
-    report.check("no key came twice", len(set(kis)) == len(kis), f"{len(set(kis))} keys")
-    transmit, receive, scs = channel.sas(lab.network.router, channel.device)
-    report.check("no stale SA", len(transmit) == len(receive) == scs == 1, f"tx {transmit}, rx {receive}")
-    channel.nothing_in_clear()
-
-
-def _router_settled(channel: Channel) -> bool:
+def router_settled(channel: Channel) -> bool:
+    """The router holds one key only."""
     state = channel.state()
     return state.get("next") is None and state.get("cp_state") == "RETIRE"
-
-
-def _is_back(channel: Channel, pid: int) -> bool:
-    """Another process than `pid` says that the channel is secured."""
-    try:
-        return channel.keyd_pid() != pid and channel.state().get("port") == "secured"
-    except LabError:
-        return False
 
 
 # ------------------------------------------------------------------------- wpa_supplicant
@@ -484,12 +435,12 @@ def _rekeys(channel: Channel) -> None:
         channel.set_pn(channel.edge_node, "macsec0", 0xC000_0001, xpn=False)
 
     for name, cause in (("by command", command), ("by our packet numbers", ours), ("by theirs", theirs)):
-        until(lambda: _router_settled(channel), 20.0, lambda: "the last rotation does not end")
+        until(lambda: router_settled(channel), 20.0, lambda: "the last rotation does not end")
         before = channel.current()
         with channel.probes(f"rekey {name}"):
             cause()
             seconds = reached(lambda b=before: channel.current() not in {"", b}, 20.0, 0.05)  # type: ignore[misc]
-            reached(lambda: _router_settled(channel), 10.0)
+            reached(lambda: router_settled(channel), 10.0)
         report.check(f"rekey {name}: another key is in use", seconds is not None, channel.current())
 
 
