@@ -91,6 +91,7 @@ def kay_config(macsec: Macsec) -> KayConfig:
         suites=macsec.suites,
         must_secure=macsec.mode is MacsecMode.MUST_SECURE,
         sak_lifetime_s=float(mka.rekey_interval_s),
+        sak_retire_time_s=mka.sak_retire_time_ms / 1000,
         delay_protection=mka.delay_protection,
         ssci_order=SsciOrder.DESCENDING_SCI if mka.ssci_order == "standard" else SsciOrder.ASCENDING_SCI,
         icv_indicator=mka.icv_indicator,

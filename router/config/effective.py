@@ -69,6 +69,8 @@ class Mka:
     """Key Server Priority: 0 best, 255 never."""
     rekey_interval_s: int
     """Age at which the key server replaces a SAK; 0 is by packet numbers only."""
+    sak_retire_time_ms: int
+    """How long the old SAK's frames are still taken after a rollover; 3000 is the standard's."""
     delay_protection: bool
     icv_indicator: bool
     announce: bool

@@ -86,6 +86,9 @@ LOCAL_PREFERENCE_DEFAULT: Final = 100
 CLOCK_SKEW_S: Final = 600
 """Ten minutes between the clocks of both ends, across the start of a key."""
 
+SAK_RETIRE_TIME_MS: Final = 3000
+"""MKA SAK Retire Time of IEEE 802.1X-2020, table 9-3."""
+
 BAKE_TIME_S: Final = 7200
 """Two hours, by the open interconnect specification."""
 
@@ -343,6 +346,7 @@ class _Resolver:
         return Mka(
             priority=choose("priority", profile.mka_priority, origin),
             rekey_interval_s=choose("rekey_interval_s", profile.rekey_interval_s, origin),
+            sak_retire_time_ms=choose("sak_retire_time_ms", SAK_RETIRE_TIME_MS, DEFAULT),
             delay_protection=choose("delay_protection", False, DEFAULT),
             icv_indicator=choose("icv_indicator", profile.icv_indicator, origin),
             announce=choose("announce", True, DEFAULT),

@@ -376,6 +376,13 @@ class MkaSpec(Strict):
         le=REKEY_MAX_S,
         description=f"Age at which a SAK is replaced, {REKEY_MIN_S} s to 30 d; 0 by packet numbers only.",
     )
+    sak_retire_time_ms: int | None = Field(
+        None,
+        ge=100,
+        le=10_000,
+        description="How long frames under the old SAK are still taken after a rollover;"
+        " the standard's 3000 unless the wire is known to delay less.",
+    )
     delay_protection: bool | None = Field(
         None, description="Hello every 0.5 s, and frames older than the last hello are dropped."
     )

@@ -43,6 +43,8 @@ class Report:
     figures: dict[str, Figure] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     """What helps to understand a failure: log tails, status."""
+    when_failed: Callable[[], None] | None = None
+    """Called after a check that does not hold, while its cause can still be seen; it may add notes."""
     finished: bool = False
     started: float = field(default_factory=time.monotonic)
 
@@ -50,6 +52,8 @@ class Report:
         """Record that `name` holds or does not; `detail` says what was seen."""
         self.checks.append(Check(name, bool(ok), detail))
         self.emit({"event": "check", "name": name, "ok": bool(ok), "detail": detail, "at": self._at()})
+        if not ok and self.when_failed is not None:
+            self.when_failed()
         return bool(ok)
 
     def figure(self, name: str, value: float | str, unit: str = "") -> None:

@@ -56,6 +56,8 @@ class Progress:
                 self._console.print(
                     f"{at}    {escape(event['name'])} = {event['value']} {event['unit']}", soft_wrap=True
                 )
+            case "note":
+                self._console.print("\n" + escape(event["text"]), highlight=False, soft_wrap=True)
             case _:
                 pass
 
@@ -147,8 +149,5 @@ def show(outcome: Outcome, console: Console) -> None:
     for figure in report.figures.values():
         figures.add_row(escape(name_with_unit(figure)), f"{figure.value} {figure.unit}")
     console.print(figures)
-    if not report.ok:
-        for note in report.notes:
-            console.print("\n" + escape(note), highlight=False)
     good = sum(check.ok for check in report.checks)
     console.print(f"{good} of {len(report.checks)} checks hold; {outcome.seconds:.0f} s in all")

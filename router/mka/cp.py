@@ -8,7 +8,7 @@ sets (`connect`, `elected_self`, `all_receiving`, ...) and answers of the SecY.
             -> RECEIVING  claimed to the peers; the key server waits for all, at most 6 s
             -> READY      the others wait for the key server to transmit
             -> TRANSMIT   switch transmission to the new SA, open the port
-            -> TRANSMITTING -> RETIRE  3 s later the old SA goes; the key in use is now "old"
+            -> TRANSMITTING -> RETIRE  a retire time later the old SA goes; the key in use is now "old"
 
 Two keys exist at most, `latest` and `old`. After RETIRE the key in use is `old` and there is no
 latest; that is how it appears in SAK Use.
@@ -52,6 +52,7 @@ from router.model import CipherSuite, Confidentiality, Sci
 # Of the standard (table 9-3, 12.3).
 MKA_LIFE_TIME_S: Final = 6.0
 SAK_RETIRE_TIME_S: Final = 3.0
+"""MKA SAK Retire Time: how long an old SA still receives. The default; see `KayConfig`."""
 # Of ours.
 READY_TIME_S: Final = 12.0
 """Longest wait for the key server to transmit: it waits for us 6 s at most, then says so every 2 s."""
@@ -244,9 +245,17 @@ TAKES_KEY: Final = frozenset({_S.CHANGE, _S.SECURED, _S.RECEIVING, _S.READY, _S.
 class Cp:
     """The machine of one port. Driven by `run(now)` after its variables were set, and by answers."""
 
-    def __init__(self, *, sci: Sci, mixed_suites: bool, outputs: list[Output]) -> None:
+    def __init__(
+        self,
+        *,
+        sci: Sci,
+        mixed_suites: bool,
+        outputs: list[Output],
+        sak_retire_time_s: float = SAK_RETIRE_TIME_S,
+    ) -> None:
         self._sci = sci
         self._mixed_suites = mixed_suites
+        self._sak_retire_time_s = sak_retire_time_s
         self._outputs = outputs
         self._id = 0
         self.state = CpState.INIT
@@ -453,7 +462,8 @@ class Cp:
         assert self.latest is not None
         self.latest.tx = True
         self._set_port(PortState.SECURED)
-        self.retire_when = now + (SAK_RETIRE_TIME_S if self.old is not None and self.old.rx else 0.0)
+        overlaps = self.old is not None and self.old.rx
+        self.retire_when = now + (self._sak_retire_time_s if overlaps else 0.0)
         if self.old is not None:
             self.old.tx = False
         self.new_info = True

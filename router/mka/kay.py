@@ -31,7 +31,7 @@ from hashlib import sha256
 from typing import Final
 
 from router.errors import ControlError
-from router.mka.cp import MKA_LIFE_TIME_S, TAKES_KEY, Connect, Cp, CpState, Slot
+from router.mka.cp import MKA_LIFE_TIME_S, SAK_RETIRE_TIME_S, TAKES_KEY, Connect, Cp, CpState, Slot
 from router.mka.events import Output, PortState, SendMkpdu, UpdateReceivePn, fact
 from router.mka.explain import (
     KaySnapshot,
@@ -72,7 +72,8 @@ PENDING_PN_EXHAUSTION_XPN: Final = 0xC000_0000_0000_0000
 SAK_RETRY_S: Final = 2.0
 """Before a key that the SecY refused is tried again, or replaced."""
 WATCHDOG_S: Final = 15.0
-"""Without any key from a live key server, before we ask for one by a new MI."""
+"""Without any key from a live key server, before we ask for one by a new MI; doubled each time."""
+WATCHDOG_MAX_S: Final = 240.0
 NEW_MI_SPACING_S: Final = 5.0
 FORGOTTEN_USES: Final = 3
 """MKPDUs in a row without a key that their sender used before, until we replace the key."""
@@ -103,6 +104,8 @@ class KayConfig:
     """Age at which the key server replaces a SAK; 0 is never by time."""
     pn_exhaustion: int | None = None
     """PN at which the key server replaces a SAK; None is 75 % of the suite's (9.8)."""
+    sak_retire_time_s: float = SAK_RETIRE_TIME_S
+    """How long frames under the old SAK are taken after a rollover; at least what the wire can delay them."""
     delay_protection: bool = False
     """Report LPNs every 0.5 s and raise receive PNs by those of peers that do (9.10)."""
     ssci_order: SsciOrder = SsciOrder.DESCENDING_SCI
@@ -161,7 +164,12 @@ class Kay:
         self.config = config
         self._entropy = entropy
         self._outputs: list[Output] = []
-        self._cp = Cp(sci=config.sci, mixed_suites=config.mixed_suites, outputs=self._outputs)
+        self._cp = Cp(
+            sci=config.sci,
+            mixed_suites=config.mixed_suites,
+            outputs=self._outputs,
+            sak_retire_time_s=config.sak_retire_time_s,
+        )
         self._participants: dict[bytes, Participant] = {}
         """By CKN, in order of preference: the newest key first."""
         self._principal: Participant | None = None
@@ -189,6 +197,7 @@ class Kay:
         self._refused_ki: KeyIdentifier | None = None
         self._new_mi_at = float("-inf")
         self._keyless_since: float | None = now
+        self._patience_s = WATCHDOG_S
         # Packet numbers.
         self._pn: dict[KeyIdentifier, tuple[int, int, float]] = {}
         """Our next PN one sample ago and now, and when the latter was taken."""
@@ -667,12 +676,16 @@ class Kay:
         """A live key server that never distributes is asked anew: others forget requests."""
         principal = self._principal
         keyed = self._cp.latest is not None or self._cp.old is not None
+        if keyed:
+            self._patience_s = WATCHDOG_S
         if keyed or principal is None or principal.server_peer is None or self._refusal or self._plain_chosen:
             self._keyless_since = None
         elif self._keyless_since is None:
             self._keyless_since = now
-        elif now >= self._keyless_since + WATCHDOG_S:
+        elif now >= self._keyless_since + self._patience_s:
             self._keyless_since = now
+            # A new MI voids what a slow key server is about to distribute: give it longer each time.
+            self._patience_s = min(2 * self._patience_s, WATCHDOG_MAX_S)
             self._ask_anew("no SAK came from the key server", now)
 
     # ------------------------------------------------------------------ making SAKs
@@ -961,7 +974,7 @@ class Kay:
         if self._adopted_until is not None:
             times.append(self._adopted_until)
         if self._keyless_since is not None:
-            times.append(self._keyless_since + WATCHDOG_S)
+            times.append(self._keyless_since + self._patience_s)
         principal = self._principal
         if principal is not None and principal.elected_self:
             key = self._newest()

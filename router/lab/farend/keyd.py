@@ -45,6 +45,7 @@ def configuration(specification: dict[str, Any]) -> EffectiveConfig:
     values: dict[str, Any] = {
         "priority": 16,
         "rekey_interval_s": 0,
+        "sak_retire_time_ms": 3000,
         "delay_protection": False,
         "icv_indicator": False,
         "announce": True,

@@ -3,6 +3,7 @@
 import json
 import stat
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from router.config.effective import MkaKey, SecretRef
 from router.config.keys import load_chain, stamp, write_key
 from router.config.load import load, load_text
 from router.config.secrets import check_secrets, resolve, resolve_cak
-from router.errors import SecretError
+from router.errors import ConfigError, SecretError
 from router.mka.keychain import ChainKey
 from router.model import Secret
 
@@ -166,3 +167,12 @@ def test_agreement_has_the_profile_s_defaults():
     text = FOUR.replace("{priority: 16, rekey_interval_s: 28800}", "{priority: 3, ssci_order: reversed}")
     mka = load_text(text, "x.yaml").effective.channels[0].macsec.mka
     assert (mka.priority, mka.rekey_interval_s, mka.ssci_order) == (3, 28_800, "reversed")
+    assert mka.sak_retire_time_ms == 3000, "the standard's"
+
+
+@pytest.mark.parametrize(("wanted", "good"), [(100, True), (10_000, True), (99, False), (10_001, False)])
+def test_the_retire_time_has_bounds(wanted, good):
+    """Less than a tenth of a second loses what the wire delays; more only delays the next rotation."""
+    text = FOUR.replace("{priority: 16, rekey_interval_s: 28800}", f"{{sak_retire_time_ms: {wanted}}}")
+    with nullcontext() if good else pytest.raises(ConfigError, match="sak_retire_time_ms"):
+        assert load_text(text, "x.yaml").effective.channels[0].macsec.mka.sak_retire_time_ms == wanted

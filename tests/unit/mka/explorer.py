@@ -222,6 +222,47 @@ class Episode:
     )  # fmt: skip
 
 
+JOINED_WITHIN_S = 240.0
+"""Slow SecYs take 20 s for one key, which is void whenever another station joins meanwhile."""
+
+
+def gather(seed: int) -> float:
+    """Three stations on a slow machine start one after the other, over a bad wire until all are there.
+
+    Like a guest without processor time: MKPDUs come seconds late, and each operation of a SecY takes
+    up to 2 s, so that a key server needs longer to begin with a key than others have patience.
+    Returns the seconds from the last start until each station's frames reach each other's.
+    """
+    random = Random(seed)
+    world = World(random=Random(seed + 1))
+    delay_s, loss = random.choice((0.01, 0.5, 3.0)), random.choice((0.0, 0.0, 0.3))
+    good_from = world.now + 30.0
+
+    def fate(_sender: Node, _receiver: Node, _frame: bytes) -> list[float]:
+        if world.now >= good_from:
+            return [0.001]
+        return [] if random.random() < loss else [random.uniform(0.0001, delay_s)]
+
+    def observe() -> None:
+        for node in world.nodes:
+            node.observe()
+        world.at(world.now + 1.0, observe)
+
+    world.fate = fate
+    priorities = random.choice(((16, 16, 16), (16, 32, 32), (32, 16, 32), (32, 32, 16)))
+    for number, priority in zip(random.sample((10, 11, 12), 3), priorities, strict=True):
+        node = world.add(number, CHAIN[:1], priority=priority)
+        node.secy_delay_s = random.choice((0.0, 0.01, 0.2, 1.0, 2.0))
+        node.pump()
+        if len(world.nodes) < 3:
+            world.run(random.uniform(0.0, 12.0))
+    observe()
+    took = world.run(JOINED_WITHIN_S, world.secured)
+    if not world.secured():
+        raise Violation(f"seed {seed}: three stations are not secured after {JOINED_WITHIN_S:.0f} s")
+    return took
+
+
 def explore(seed: int, steps: int) -> tuple[int, int]:
     """Play episodes from `seed` on until so many MKPDUs were sent; returns episodes and steps."""
     episodes = done = 0

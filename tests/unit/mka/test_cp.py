@@ -37,9 +37,9 @@ def sak(kn, an, suite=CipherSuite.GCM_AES_128):
 class Bench:
     """A CP with a SecY that answers when told."""
 
-    def __init__(self):
+    def __init__(self, **config):
         self.outputs = []
-        self.cp = Cp(sci=OURS, mixed_suites=False, outputs=self.outputs)
+        self.cp = Cp(sci=OURS, mixed_suites=False, outputs=self.outputs, **config)
 
     def run(self, now):
         self.cp.run(now)
@@ -156,6 +156,17 @@ def test_the_old_sa_lives_three_seconds_more(seconds, expected):
     assert DeleteTransmitSa not in bench.answer(10)
     assert bench.run(10 + seconds) is expected
     assert (DeleteTransmitSa in [type(o) for o in bench.drain()]) is (expected is CpState.RETIRE)
+
+
+@pytest.mark.parametrize(("seconds", "expected"), [(0.249, CpState.TRANSMITTING), (0.25, CpState.RETIRE)])
+def test_the_retire_time_is_a_parameter(seconds, expected):
+    """Where the wire is known to delay less, the old SA goes earlier."""
+    bench = Bench(sak_retire_time_s=0.25)
+    bench.secured(0, elected_self=True)
+    bench.cp.new_sak, bench.cp.all_receiving = sak(2, 1), True
+    bench.run(10)
+    bench.answer(10)
+    assert bench.run(10 + seconds) is expected
 
 
 @pytest.mark.parametrize(("seconds", "expected"), [(11.999, CpState.READY), (12.0, CpState.ABANDON)])

@@ -231,6 +231,20 @@ def test_a_thousand_rotations_lose_no_frame_and_leave_no_sa():
         assert a.secy.encoding_an == 1000 % 4
 
 
+def test_rotations_follow_each_other_as_fast_as_the_retire_time_allows():
+    """With a short SAK Retire Time at both ends, ten rotations a second lose no frame either."""
+    with mka_pair(sak_retire_time_s=0.1) as (a, b):
+        world = a.world
+        lost = Traffic(world, a, b, 0.005)
+        world.run(3)
+        for _ in range(100):
+            a.do(lambda kay: kay.rekey(world.now))
+            world.run(0.11)
+            assert world.quiet()
+        assert lost.count == 0
+        assert a.ki.kn == 101
+
+
 def test_rollover_happens_in_the_order_of_the_standard():
     """Server receives, peer receives, server transmits, peer transmits, both retire 3 s later."""
     with mka_pair() as (a, b):
@@ -803,6 +817,22 @@ def test_a_mute_key_server_is_asked_anew(monkeypatch):
     monkeypatch.undo()
     world.run(20, world.quiet)
     assert world.quiet()
+
+
+def test_a_mute_key_server_gets_more_patience_each_time(monkeypatch):
+    """A new MI voids what a slow server is about to distribute, so the requests thin out; a key resets them."""
+    world = World()
+    a = world.add(10)
+    b = world.add(11, priority=32)
+    monkeypatch.setattr(a.kay, "_make_sak", lambda now: None)
+    world.run(15 + 30 + 60 + 2)
+    assert len([f for f in b.named("actor.new_mi") if f["why"].startswith("no SAK")]) == 3
+    world.run(100)
+    assert len([f for f in b.named("actor.new_mi") if f["why"].startswith("no SAK")]) == 3
+    monkeypatch.undo()
+    world.run(20, world.quiet)
+    assert world.quiet()
+    assert b.kay._patience_s == 15.0
 
 
 # ---------------------------------------------------------------------- key chains
