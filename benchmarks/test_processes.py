@@ -30,7 +30,7 @@ ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "config" / "static-keys.yaml"
 CLONE_NEWNET = 0x40000000
 DEADLINE_S = 60.0
-PROCESSES = ["exabgp", "exabgp", "keyd", "routerd", "shim", "shim"]
+PROCESSES = ["exabgp", "exabgp", "keyd", "keyd", "routerd", "shim", "shim"]
 DATAPLANE = "dataplane.process"
 """One more where the kernel has no MACsec."""
 

@@ -47,7 +47,7 @@ from typing import Any, Final
 
 from router import log as logging
 from router.accepted import load_accepted
-from router.config.effective import Channel, EffectiveConfig, Macsec, MacsecMode
+from router.config.effective import Channel, EffectiveConfig, MacsecMode
 from router.config.keys import Chain, load_chain, stamp
 from router.config.secrets import resolve_sak
 from router.dataplane.client import DataplaneClient
@@ -57,11 +57,12 @@ from router.kernel.events import EventSockets
 from router.kernel.secy import KernelSecy
 from router.kernel.support import lacking_kinds
 from router.key_status import channel_keys
+from router.key_use import KeyUse
 from router.mka.driver import HandoverFile, KayDriver, UsedKeys
 from router.mka.kay import KayConfig, KeyEntry
 from router.mka.keychain import expiry_warning
 from router.mka.keys import SsciOrder
-from router.model import MacAddress, Sci
+from router.model import Confidentiality, MacAddress, Sci
 from router.reconcile.kernel import EventsLost, LinkEvent
 from router.secy import SecY
 from router.secy_choice import settle
@@ -82,13 +83,27 @@ _UNKNOWN_SCI: Final = Sci(MacAddress(bytes(6)))
 """Until the SecY has told its own."""
 
 
-def kay_config(macsec: Macsec) -> KayConfig:
+def accepted_confidentiality(channel: Channel) -> frozenset[Confidentiality]:
+    """Return what a key server may order: all that hides at least as much as our policy asks for.
+
+    Offsets only where the SecY has them: in our data plane, and without XPN.
+    """
+    policy = channel.macsec.confidentiality
+    offsets = channel.secy == "fastpath" and not any(suite.is_xpn for suite in channel.macsec.suites)
+    return frozenset(
+        order for order in Confidentiality if order.rank >= policy.rank and (offsets or not order.offset)
+    )
+
+
+def kay_config(channel: Channel) -> KayConfig:
     """Turn a channel's policy into the KaY's."""
-    mka = macsec.mka
+    macsec, mka = channel.macsec, channel.macsec.mka
     return KayConfig(
         sci=_UNKNOWN_SCI,
         priority=mka.priority,
         suites=macsec.suites,
+        confidentiality=macsec.confidentiality,
+        accept=accepted_confidentiality(channel),
         must_secure=macsec.mode is MacsecMode.MUST_SECURE,
         sak_lifetime_s=float(mka.rekey_interval_s),
         sak_retire_time_s=mka.sak_retire_time_ms / 1000,
@@ -126,7 +141,7 @@ class MkaKeyer:
             port=channel.port,
             # With our data plane there is no macsec device: the SecY goes where the port goes.
             device=channel.port if channel.secy == "fastpath" else channel.macsec_device,
-            config=kay_config(channel.macsec),
+            config=kay_config(channel),
             secy=secy,
             used_keys=UsedKeys(used_dir / f"{channel.id}.used"),
             handover=HandoverFile(used_dir / f"{channel.id}.handover"),
@@ -204,6 +219,7 @@ class Keyd:
         log: Any,
         *,
         run_dir: Path | None = None,
+        use: KeyUse | None = None,
         wall: Callable[[], float] = time.time,
     ) -> None:
         self._load = load
@@ -212,6 +228,7 @@ class Keyd:
         self._resolve_sak = resolve_sak
         self._log = log
         self._run_dir = run_dir
+        self._use = use if use is not None else KeyUse(None)
         self._wall = wall
         self._keyers: dict[str, StaticKeyer | MkaKeyer] = {}
         self._leaving: list[MkaKeyer] = []
@@ -259,11 +276,24 @@ class Keyd:
             await self._leaving.pop().close()
         for keyer in self._keyers.values():
             await keyer.tick(now)
+            if isinstance(keyer, MkaKeyer):
+                self._note_use(keyer, now)
         if self._history.dirty:
             try:
                 self._history.save()
             except OSError as error:
                 self._log.warning("state.not_saved", reason=str(error))
+
+    def _note_use(self, keyer: MkaKeyer, now: float) -> None:
+        """Remember when a channel goes over to another CAK: the bake time of the next one counts from there."""
+        seen = keyer.driver.snapshot()
+        if seen is None or seen.current is None or not seen.current.ckn:
+            return
+        try:
+            if self._use.note(keyer.channel.id, seen.current.ckn, now):
+                self._log.info("keys.rotated", channel=keyer.channel.id, ckn=seen.current.ckn.hex())
+        except OSError as error:
+            self._log.warning("state.not_saved", reason=str(error))
 
     def link(self, event: LinkEvent) -> None:
         """A device has appeared, changed or gone."""
@@ -426,6 +456,11 @@ async def serve(
             f"{state_dir or run_dir}/packet-numbers.json is damaged ({error}): packet numbers might repeat;"
             " give the channels new SAKs, then remove the file"
         ) from error
+    use = KeyUse((state_dir or run_dir) / KeyUse.FILE)
+    try:
+        use.load()
+    except (OSError, ValueError) as error:
+        log.warning("state.unreadable", file=KeyUse.FILE, reason=str(error))
     secys: dict[str, KernelSecy] = {}
 
     dataplane = DataplaneClient(run_dir)
@@ -453,6 +488,7 @@ async def serve(
         resolve_sak,
         log,
         run_dir=run_dir,
+        use=use,
     )
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()

@@ -2,8 +2,9 @@
 
 The rules are `router.mka.keychain`'s: one channel of an interconnect at a time, a bake time before the
 next, only the side that manages the keys, and a key in use stays. What they need to know comes from
-the accepted configuration, the key files and the key daemon. A CAK is never shown: keys are told
-apart by CKN and fingerprint.
+the accepted configuration, the key files, the key daemon, and two files of the state directory: when
+we ordered a channel to another key, and when the daemon saw one go over (`router.key_use`). A CAK
+is never shown: keys are told apart by CKN and fingerprint.
 """
 
 from __future__ import annotations
@@ -38,16 +39,19 @@ from router.cli.output import (
 from router.config.effective import Channel, EffectiveConfig
 from router.config.keys import Chain, load_chain, write_key
 from router.errors import ConfigError, ControlError
+from router.key_use import KeyUse
 from router.mka.keychain import (
-    LIMITS,
     ChainKey,
+    ChainLimits,
     ChannelKeys,
     Rotation,
     Rule,
+    chain_limits,
     check,
     make_key,
     refuse_add,
     refuse_remove,
+    refuse_replace,
     refuse_rotate,
 )
 from router.model import ChannelId, Secret
@@ -82,31 +86,36 @@ class _World:
     def chain(self, channel: Channel) -> Chain:
         return load_chain(channel.macsec, self.profile(channel), str(channel.id))
 
+    def limits(self, channel: Channel) -> ChainLimits:
+        return chain_limits(self.profile(channel), channel.macsec.key_rules)
+
     def rotation(self, channel: Channel) -> Rotation:
         """Collect what the rules ask about the channel's interconnect."""
         running = _running(self.run_dir)
+        ordered, seen_at = _read_rotations(self.state_dir), _key_use(self.state_dir)
         channels = {}
         for other in self.config.channels:
             if other.interconnect != channel.interconnect or other.macsec.static is not None:
                 continue
             seen = running.get(other.id, {})
             chain = self.chain(other)
+            never = float("-inf")
             channels[other.id] = ChannelKeys(
                 ckns=tuple(key.ckn for key in chain.keys),
-                in_use=next((bytes.fromhex(k["ckn"]) for k in seen.get("chain", ()) if k["in_use"]), None),
-                live=frozenset(bytes.fromhex(k["ckn"]) for k in seen.get("chain", ()) if k["peers_live"]),
+                in_use=bytes.fromhex(seen["current"]["ckn"]) if seen.get("current") else None,
+                live=_live(seen),
+                standby=chain.standby,
+                starts=tuple(key.start for key in chain.keys),
+                rotated_at=max(ordered.get(other.id, never), seen_at.rotated_at(other.id)),
             )
             chain.wipe()
-        last = _read_rotations(self.state_dir).get(channel.interconnect)
-        rotation = Rotation(
+        return Rotation(
             channels=channels,
             manager=channel.macsec.keys_managed_by == "us",
-            keys_max=LIMITS[self.profile(channel)].keys_max,
+            rules=channel.macsec.key_rules,
+            keys_max=self.limits(channel).keys_max,
             bake_s=float(channel.macsec.bake_time_s),
         )
-        if last is None:
-            return rotation
-        return replace(rotation, last_channel=ChannelId(last["channel"]), last_at=float(last["at"]))
 
     def directory(self, channel: Channel) -> Path:
         if channel.macsec.key_directory is None:
@@ -140,30 +149,56 @@ def _running(run_dir: Path) -> dict[str, Any]:
     return channels
 
 
-def _read_rotations(state_dir: Path) -> dict[str, Any]:
+def _live(seen: dict[str, Any]) -> frozenset[bytes]:
+    """CKNs under which as many peers are live as under the key in use, one at least."""
+    chain = seen.get("chain", ())
+    needed = max((1, *(key["peers_live"] for key in chain if key["in_use"])))
+    return frozenset(bytes.fromhex(key["ckn"]) for key in chain if key["peers_live"] >= needed)
+
+
+def _read_rotations(state_dir: Path) -> dict[str, float]:
+    """When `rotate` or `add --replace` was last ordered, by channel."""
+    path = state_dir / ROTATIONS
     try:
-        data: dict[str, Any] = json_module.loads((state_dir / ROTATIONS).read_text())
+        return {str(name): float(at) for name, at in json_module.loads(path.read_text()).items()}
     except FileNotFoundError:
         return {}
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        fail(f"{path}: {error} - remove it if no rotation is under way")
+
+
+def _key_use(state_dir: Path) -> KeyUse:
+    use = KeyUse(state_dir / KeyUse.FILE)
+    try:
+        use.load()
     except (OSError, ValueError) as error:
-        fail(f"{state_dir / ROTATIONS}: {error} - remove it if no rotation is under way")
-    return data
+        fail(f"{state_dir / KeyUse.FILE}: {error} - remove it if no rotation is under way")
+    return use
 
 
-def _note_rotation(state_dir: Path, interconnect: str, channel: str, at: float) -> None:
-    data = {**_read_rotations(state_dir), interconnect: {"channel": channel, "at": at}}
+def _note_rotation(state_dir: Path, channel: str, at: float) -> None:
+    data = {**_read_rotations(state_dir), channel: at}
     state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     fresh = state_dir / (ROTATIONS + ".new")
     fresh.write_text(json_module.dumps(data))
     fresh.rename(state_dir / ROTATIONS)
 
 
-def _refuse(rule: Rule, *, json: bool) -> None:
+def _refuse(rule: Rule, *, json: bool, detail: str = "") -> None:
     """End with the rule that forbids it."""
+    reason = f"{rule.value}: {detail}" if detail else rule.value
     if json:
-        print_json({"ok": False, "rule": rule.name.lower(), "reason": rule.value})
+        print_json({"ok": False, "rule": rule.name.lower(), "reason": reason})
         raise typer.Exit(EXIT_NO)
-    fail(f"refused ({rule.name.lower()}): {rule.value}", EXIT_NO)
+    fail(f"refused ({rule.name.lower()}): {reason}", EXIT_NO)
+
+
+def _check_chain(keys: Iterable[ChainKey], limits: ChainLimits, channel: str, *, json: bool) -> None:
+    """End with the limit of the provider that the chain would break."""
+    try:
+        check(list(keys), limits, f"channel {channel}")
+    except ConfigError as error:
+        _refuse(Rule.CHAIN_LIMIT, json=json, detail=str(error))
 
 
 def _done(facts: dict[str, Any], sentence: str, *, json: bool) -> None:
@@ -201,6 +236,14 @@ Config = Annotated[
 Force = Annotated[
     bool,
     typer.Option("--first", help="The channel has no key yet: no rule of rotation applies."),
+]
+Replace = Annotated[
+    bool,
+    typer.Option(
+        "--replace",
+        help="Exchange the channel's key, where the provider takes one only: the channel is down until "
+        "the other side has it too.",
+    ),
 ]
 
 
@@ -300,6 +343,7 @@ def add(  # noqa: PLR0917 - typer's way to say arguments and options
     ] = None,
     end: Annotated[str | None, typer.Option(help="When it may no longer be used.")] = None,
     first: Force = False,
+    replace_: Replace = False,
     json: Json = False,
     run_dir: RunDir = DEFAULT_RUN_DIR,
     state_dir: StateDir = DEFAULT_STATE_DIR,
@@ -315,20 +359,30 @@ def add(  # noqa: PLR0917 - typer's way to say arguments and options
     key = _new_key(ckn, cak_file, _when(start, float("-inf")), _when(end, float("inf")))
     rotation = world.rotation(found)
     chain = world.chain(found)
-    fresh = not chain.keys
+    fresh, now = not chain.keys, time.time()
     if first and not fresh:
         fail(f"channel {channel} has {len(chain.keys)} keys: leave --first out", EXIT_NO)
-    if not first and (rule := refuse_add(rotation, found.id, key.ckn, time.time())) is not None:
+    if replace_:
+        rule = refuse_replace(rotation, found.id, key.ckn, now)
+    else:
+        rule = (
+            None
+            if first
+            else refuse_add(rotation, found.id, key.ckn, now, None if start is None else key.start)
+        )
+    if rule is not None:
         _refuse(rule, json=json)
-    try:
-        check([*chain.keys, key], LIMITS[world.profile(found)], f"channel {channel}")
-    except ConfigError as error:
-        fail(str(error), EXIT_NO)
-    standby = start is None and not fresh
+    former = [chain.files[old.ckn] for old in chain.keys if old.ckn in chain.files] if replace_ else []
+    _check_chain([key] if replace_ else [*chain.keys, key], world.limits(found), channel, json=json)
+    standby = start is None and not fresh and not replace_
     try:
         path = write_key(directory, key, standby=standby)
     except OSError as error:
         fail(f"{directory}: {error.strerror}")
+    if replace_:
+        for old in former:
+            _destroy(old)
+        _note_rotation(state_dir, channel, now)
     _poke(run_dir)
     facts = {
         "channel": channel,
@@ -441,8 +495,12 @@ def rotate(
     key = next(key for key in chain.keys if key.ckn == name)
     if name not in chain.files:
         fail(f"key {name.hex()} is in the configuration file: change its start there", EXIT_NO)
-    write_key(directory, replace(key, start=now), standby=False)
-    _note_rotation(world.state_dir, found.interconnect, channel, now)
+    rotated = replace(key, start=now)
+    others = [other for other in chain.keys if other is not key]
+    _check_chain([*others, rotated], world.limits(found), channel, json=json)
+    # Before the key can come into use: the bake time counts from here even if we die now.
+    _note_rotation(world.state_dir, channel, now)
+    write_key(directory, rotated, standby=False)
     if not _poke(run_dir):
         fail("the key daemon does not answer; it takes the key when it comes back", EXIT_NO)
     chain.wipe()

@@ -20,8 +20,17 @@ from router.config.profiles import MARTIANS, PROFILES
 from router.config.resolve import WIRE_OVERHEAD, Draft, PlacedFeature
 from router.config.schema import FeatureAddresses, FeatureSpec, Interface
 from router.config.source import Path
-from router.mka.keychain import LIMITS
-from router.model import MACSEC_OVERHEAD, VLAN_OVERHEAD, Afi, Prefix, Sci, pack_address, show_address
+from router.mka.keychain import chain_limits
+from router.model import (
+    MACSEC_OVERHEAD,
+    VLAN_OVERHEAD,
+    Afi,
+    Confidentiality,
+    Prefix,
+    Sci,
+    pack_address,
+    show_address,
+)
 
 DEVICE_NAME_MAX: Final = 15
 """Octets of a Linux device name (IFNAMSIZ without the NUL)."""
@@ -847,10 +856,11 @@ def key_chains_fit_the_provider(draft: Draft) -> Findings:
     """Number of keys, sizes of their names, distance of their start times; the rest is in the files."""
     for channel in draft.channels:
         keys, path = channel.value.macsec.keys, (*channel.path, "macsec", "keys")
-        profile = draft.profile_of(channel.value).name
-        limits = LIMITS[profile]
+        profile, rules = draft.profile_of(channel.value).name, channel.value.macsec.key_rules
+        limits = chain_limits(profile, rules)
         if len(keys) > limits.keys_max:
-            message = f"{len(keys)} keys, {profile} takes {limits.keys_max} at most - remove the oldest"
+            whose = profile if rules == "provider" else "the open specification"
+            message = f"{len(keys)} keys, {whose} takes {limits.keys_max} at most - remove the oldest"
             yield _error(draft, path, message)
         for index, key in enumerate(keys):
             if len(key.ckn) not in limits.ckn_sizes:

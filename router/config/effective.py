@@ -123,6 +123,10 @@ class Macsec:
     @property
     def has_keys(self) -> bool:
         """Whether the channel can ever carry a protected frame."""
+    key_rules: Literal["provider", "open-spec"] = "provider"
+    """Whose rules say how many keys there may be: see `router.mka.keychain`."""
+    confidentiality: Confidentiality = Confidentiality.OFFSET_0
+    """What is encrypted of each frame; a key server may order more of it, never less."""
         return bool(self.static or self.keys or self.key_directory)
 
 

@@ -125,6 +125,7 @@ VRF_INTERRUPTS: Final = {"table": "routing table"}
 ROUTER_LIVE: Final = {"name": "name"}
 """Of Router. (AS number and router id are the sessions' business.)"""
 
+    "macsec.key_rules": "rules of the keys",
 LAN_LIVE: Final = {"mtu": "MTU", "addresses": "addresses"}
 LAN_INTERRUPTS: Final = {"vrf": "VRF"}
 

@@ -23,7 +23,7 @@ from router.config.effective import Macsec, SecretRef
 from router.config.secrets import read_private, resolve_cak
 from router.errors import ConfigError, SecretError
 from router.mka.kay import KeyEntry
-from router.mka.keychain import LIMITS, ChainKey, check, live
+from router.mka.keychain import ChainKey, chain_limits, check, live
 from router.model import Secret
 
 SUFFIX = ".json"
@@ -85,7 +85,7 @@ def load_chain(macsec: Macsec, profile: str, channel: str, *, only_directory: bo
             if waits:
                 standby.add(key.ckn)
     try:
-        check(keys, LIMITS[profile], f"channel {channel}")
+        check(keys, chain_limits(profile, macsec.key_rules), f"channel {channel}")
     except ConfigError as error:
         problems.append(str(error))
     return Chain(tuple(keys), frozenset(standby), tuple(problems), files)

@@ -334,6 +334,8 @@ class _Resolver:
             bake_time_s=choose("bake_time_s", BAKE_TIME_S, DEFAULT),
         )
 
+            key_rules=choose("key_rules", "provider", DEFAULT),
+            confidentiality=Confidentiality.parse(confidentiality),
     def _mka(self, key: str, profile: Profile, specs: Sequence[tuple[MkaSpec | None, Path]]) -> Mka:
         origin = Origin("profile", profile.name)
 

@@ -442,6 +442,11 @@ class MacsecDefaults(Strict):
     )
     include_sci: bool | None = Field(None, description="Send the SCI in every SecTAG.")
     sci_port: int | None = Field(
+    key_rules: Literal["provider", "open-spec"] | None = Field(
+        None,
+        description="How many keys a channel may hold: what the provider takes, or by the open interconnect "
+        "specification two, and one more in the interconnect than it has channels; provider if left out.",
+    )
         None, ge=1, le=65535, description="Port number in our own SCI; 1 if left out."
     )
 

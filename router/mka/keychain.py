@@ -12,18 +12,22 @@ always have a key in common:
        never by our    our own choice               until replaced
        own choice
 
-The rotation rules are those of the open interconnect specification: one channel of an interconnect
-at a time, a bake time before the next, only the side that manages the keys, an active key stays.
+Rotation goes by rules: one channel of an interconnect at a time, a bake time before the next, only
+the side that manages the keys, and a key in use stays. How many keys a channel may hold, and what
+counts as a channel that is being rotated, is the provider's (`provider`: several keys may lie ready
+all the time) or the open interconnect specification's (`open-spec`: at most two on a channel, one
+more in an interconnect than it has channels, and a second one is a rotation). A key that comes into
+use by its start time is a rotation like one by command.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from hashlib import sha256
 from itertools import pairwise
-from typing import Final
+from typing import Final, Literal
 
 from router.errors import ConfigError
 from router.mka.kay import KeyEntry
@@ -134,9 +138,20 @@ LIMITS: Final[Mapping[str, ChainLimits]] = {
     "gcp": ChainLimits(5, spacing_s=6 * 3600.0, cak_sizes=frozenset({32})),
     "azure-er": ChainLimits(1),
     "generic": ChainLimits(32),
-    "open-spec": ChainLimits(2),
 }
-"""By profile; `open-spec` is the open interconnect specification, for channels of either provider."""
+"""By profile."""
+OPEN_SPEC_KEYS_MAX: Final = 2
+"""MacSecKeys of one channel, by the open specification."""
+
+KeyRules = Literal["provider", "open-spec"]
+
+
+def chain_limits(profile: str, rules: KeyRules) -> ChainLimits:
+    """Return what a channel's chain may be; the open specification counts keys, sizes stay the provider's."""
+    limits = LIMITS[profile]
+    if rules == "provider":
+        return limits
+    return replace(limits, keys_max=min(limits.keys_max, OPEN_SPEC_KEYS_MAX))
 
 
 def check(keys: Sequence[ChainKey], limits: ChainLimits, where: str) -> None:
@@ -183,13 +198,19 @@ class Rule(Enum):
 
     NOT_MANAGER = "only the provider that manages the channel's keys may change them"
     CHAIN_FULL = "the channel holds as many keys as it may: remove an old one first"
+    CHAIN_LIMIT = "the provider does not take such a chain"
+    SINGLE_KEY = (
+        "the provider takes one key a channel: exchange it by --replace, which interrupts the channel"
+    )
+    NOT_SINGLE = "the channel may hold several keys: add one and rotate, and no frame is lost"
     INTERCONNECT_FULL = (
         "the interconnect holds one key more than it has channels: finish the rotation under way first"
     )
     CKN_TAKEN = "another channel or key has this CKN"
     OTHER_CHANNEL = "another channel of the interconnect is being rotated: one at a time"
-    BAKE = "the last rotation in the interconnect has not baked long enough"
+    BAKE = "another channel of the interconnect goes over to a key within the bake time"
     KEY_ACTIVE = "the key is in use: rotate first"
+    IN_USE_UNKNOWN = "it is not known yet which key is in use: try again in a few seconds"
     LAST_KEY = "it is the channel's last key: the channel would fail closed"
     KEY_UNKNOWN = "the channel has no such key"
     NEW_NOT_LIVE = "no peer is live under the new key yet: the other side must add it first"
@@ -201,9 +222,15 @@ class ChannelKeys:
 
     ckns: tuple[bytes, ...]
     in_use: bytes | None
-    """CKN that the key in the SecY comes from."""
+    """CKN that the key in the SecY comes from; empty where that is not known, None where there is none."""
     live: frozenset[bytes] = frozenset()
     """CKNs under which all peers are live."""
+    standby: frozenset[bytes] = frozenset()
+    """CKNs that wait for `rotate`."""
+    starts: tuple[float, ...] = ()
+    """Start times of its keys, wall clock."""
+    rotated_at: float = float("-inf")
+    """When it last went over from one key to another, wall clock."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,35 +240,57 @@ class Rotation:
     channels: Mapping[ChannelId, ChannelKeys]
     manager: bool
     """We manage the keys (`macsecManagerProvider`)."""
-    keys_max: int = 2
+    rules: KeyRules = "open-spec"
+    keys_max: int = OPEN_SPEC_KEYS_MAX
     """Per channel."""
-    last_channel: ChannelId | None = None
-    """That was rotated last."""
-    last_at: float = float("-inf")
-    """When its new key came into use, wall clock."""
     bake_s: float = BAKE_S
 
 
 def _rotating(state: Rotation, channel: ChannelId) -> bool:
-    """Whether a channel holds a second key, so that a rotation is under way there."""
-    return len(state.channels[channel].ckns) > 1
+    """Whether a rotation is under way on a channel."""
+    keys = state.channels[channel]
+    return len(keys.ckns) > 1 if state.rules == "open-spec" else bool(keys.standby)
 
 
-def refuse_add(state: Rotation, channel: ChannelId, ckn: bytes, wall: float) -> Rule | None:
-    """Say which rule forbids adding a key to a channel, None if none does."""
+def _others(state: Rotation, channel: ChannelId, when: float, wall: float) -> Rule | None:
+    """Say whether the other channels leave room for this one to go over to another key at `when`."""
+    others = [name for name in state.channels if name != channel]
+    if any(_rotating(state, other) for other in others):
+        return Rule.OTHER_CHANNEL
+    for keys in map(state.channels.__getitem__, others):
+        planned = [start for start in keys.starts if start > wall]
+        if any(abs(when - moment) < state.bake_s for moment in (keys.rotated_at, *planned)):
+            return Rule.BAKE
+    return None
+
+
+def refuse_add(
+    state: Rotation, channel: ChannelId, ckn: bytes, wall: float, start: float | None = None
+) -> Rule | None:
+    """Say which rule forbids adding a key to a channel, None if none does; `start` is when it will be used."""
     if not state.manager:
         return Rule.NOT_MANAGER
     if any(ckn in keys.ckns for keys in state.channels.values()):
         return Rule.CKN_TAKEN
-    if any(_rotating(state, other) for other in state.channels if other != channel):
-        return Rule.OTHER_CHANNEL
-    if state.last_channel not in {None, channel} and wall < state.last_at + state.bake_s:
-        return Rule.BAKE
+    if (rule := _others(state, channel, max(wall, start or wall), wall)) is not None:
+        return rule
     if len(state.channels[channel].ckns) >= state.keys_max:
-        return Rule.CHAIN_FULL
-    if sum(len(keys.ckns) for keys in state.channels.values()) > len(state.channels):
+        return Rule.SINGLE_KEY if state.keys_max == 1 else Rule.CHAIN_FULL
+    in_all = sum(len(keys.ckns) for keys in state.channels.values())
+    if state.rules == "open-spec" and in_all > len(state.channels):
         return Rule.INTERCONNECT_FULL
     return None
+
+
+def refuse_replace(state: Rotation, channel: ChannelId, ckn: bytes, wall: float) -> Rule | None:
+    """Say which rule forbids exchanging a channel's one key, None if none does."""
+    if not state.manager:
+        return Rule.NOT_MANAGER
+    if state.keys_max != 1:
+        return Rule.NOT_SINGLE
+    if any(ckn in keys.ckns for keys in state.channels.values()):
+        return Rule.CKN_TAKEN
+    return _others(state, channel, wall, wall)
 
 
 def refuse_rotate(state: Rotation, channel: ChannelId, ckn: bytes, wall: float) -> Rule | None:
@@ -250,10 +299,8 @@ def refuse_rotate(state: Rotation, channel: ChannelId, ckn: bytes, wall: float) 
         return Rule.NOT_MANAGER
     if ckn not in state.channels[channel].ckns:
         return Rule.KEY_UNKNOWN
-    if any(_rotating(state, other) for other in state.channels if other != channel):
-        return Rule.OTHER_CHANNEL
-    if state.last_channel not in {None, channel} and wall < state.last_at + state.bake_s:
-        return Rule.BAKE
+    if (rule := _others(state, channel, wall, wall)) is not None:
+        return rule
     if ckn not in state.channels[channel].live:
         return Rule.NEW_NOT_LIVE
     return None
@@ -266,6 +313,8 @@ def refuse_remove(state: Rotation, channel: ChannelId, ckn: bytes) -> Rule | Non
         return Rule.NOT_MANAGER
     if ckn not in keys.ckns:
         return Rule.KEY_UNKNOWN
+    if keys.in_use == b"":
+        return Rule.IN_USE_UNKNOWN
     if ckn == keys.in_use:
         return Rule.KEY_ACTIVE
     if len(keys.ckns) == 1:

@@ -22,6 +22,7 @@ from router.standby import KEYD_LOCK, Role, roles
 SPARE_TIMEOUT_S: Final = 60.0
 """A guest on a busy machine takes ten seconds to load a Python program, and loads two at once."""
 BACK_TIMEOUT_S: Final = 30.0
+SAMPLE_S: Final = 5.0
 FROZEN_S: Final = 4.0
 """Less than an MKA Life Time."""
 
@@ -54,7 +55,7 @@ def restart(lab: Lab, report: Report) -> None:
     daemons = KeyDaemons(channel)
     spare = daemons.wait_spare()
     report.figure("spare_rss", round(_memory(spare, "Rss") / 1000, 1), "MB")
-    report.figure("spare_private", round(_memory(spare, "Pss") / 1000, 1), "MB")
+    report.figure("spare_pss", round(_memory(spare, "Pss") / 1000, 1), "MB")
     keys = _Keys(channel)
     for how, number in (
         ("killed", signal.SIGKILL),
@@ -125,10 +126,15 @@ class _Keys:
         """KIs, the one in use last."""
         self._pn = 0
 
+    def _current(self) -> tuple[str, int]:
+        current = self._channel.state().get("current") or {}
+        return str(current.get("ki", "")), int(current.get("next_pn", 0))
+
     def look(self, when: str) -> None:
         """Check that the key in use goes on or has never been in use before."""
-        current = self._channel.state().get("current") or {}
-        ki, pn = str(current.get("ki", "")), int(current.get("next_pn", 0))
+        # A daemon that has just adopted a key samples its packet number within a second.
+        reached(lambda: self._current()[0] != self.used[-1] or self._current()[1] >= self._pn, SAMPLE_S)
+        ki, pn = self._current()
         same = ki == self.used[-1]
         good = bool(ki) and (pn >= self._pn if same else ki not in self.used)
         how = f"goes on from PN {self._pn} to {pn}" if same else "is a fresh one"

@@ -16,6 +16,7 @@ from router.mka.keychain import (
     Phase,
     Rotation,
     Rule,
+    chain_limits,
     check,
     expiry_warning,
     live,
@@ -24,6 +25,7 @@ from router.mka.keychain import (
     phase,
     refuse_add,
     refuse_remove,
+    refuse_replace,
     refuse_rotate,
 )
 from router.model import ChannelId, Secret
@@ -104,12 +106,30 @@ def chain_of(count, spacing=7 * HOUR, **sizes):
     return [key(n, n * spacing, **sizes) for n in range(count)]
 
 
-@pytest.mark.parametrize(("profile", "most"), [("aws-dx", 3), ("gcp", 5), ("azure-er", 1), ("open-spec", 2)])
-def test_each_profile_bounds_its_chain(profile, most):
+@pytest.mark.parametrize(
+    ("profile", "rules", "most"),
+    [
+        ("aws-dx", "provider", 3),
+        ("gcp", "provider", 5),
+        ("azure-er", "provider", 1),
+        ("generic", "provider", 32),
+        ("aws-dx", "open-spec", 2),
+        ("gcp", "open-spec", 2),
+        ("azure-er", "open-spec", 1),
+    ],
+)
+def test_each_profile_bounds_its_chain(profile, rules, most):
     """n keys pass, n+1 are refused with the limit in the message."""
-    check(chain_of(most), LIMITS[profile], "a1")
+    limits = chain_limits(profile, rules)
+    check(chain_of(most), limits, "a1")
     with pytest.raises(ConfigError, match=f"a1: {most + 1} keys, at most {most} allowed"):
-        check(chain_of(most + 1), LIMITS[profile], "a1")
+        check(chain_of(most + 1), limits, "a1")
+
+
+def test_the_open_specification_keeps_the_provider_s_sizes():
+    """It counts keys; how long a name may be is the provider's to say."""
+    assert chain_limits("aws-dx", "open-spec").ckn_sizes == LIMITS["aws-dx"].ckn_sizes
+    assert chain_limits("gcp", "open-spec").spacing_s == LIMITS["gcp"].spacing_s
 
 
 @pytest.mark.parametrize(
@@ -144,13 +164,26 @@ MID = replace(
 )
 
 
+ROTATED = replace(IDLE, channels={**IDLE.channels, A: ChannelKeys((b"1",), b"1", rotated_at=0)})
+TIMED = replace(
+    IDLE,
+    rules="provider",
+    channels={**IDLE.channels, A: ChannelKeys((b"1", b"3"), b"1", starts=(float("-inf"), 9000))},
+)
+READY = ChannelKeys((b"2", b"4"), b"2", frozenset({b"2", b"4"}), frozenset({b"4"}))
+LAID_READY = replace(
+    IDLE, rules="provider", keys_max=3, channels={**IDLE.channels, A: ChannelKeys((b"1", b"3"), b"1")}
+)
+WAITING = replace(
+    LAID_READY, channels={**IDLE.channels, A: ChannelKeys((b"1", b"3"), b"1", standby=frozenset({b"3"}))}
+)
+
+
 def test_a_whole_rotation_passes_every_rule():
     """Add, see live, switch, remove the old one: no rule stands in the way."""
     assert refuse_add(IDLE, A, b"3", 0) is None
     assert refuse_rotate(MID, A, b"3", 0) is None
-    done = replace(
-        MID, channels={A: ChannelKeys((b"1", b"3"), b"3"), B: IDLE.channels[B]}, last_channel=A, last_at=0
-    )
+    done = replace(MID, channels={A: ChannelKeys((b"1", b"3"), b"3", rotated_at=0), B: IDLE.channels[B]})
     assert refuse_remove(done, A, b"1") is None
 
 
@@ -165,10 +198,41 @@ def test_a_whole_rotation_passes_every_rule():
         (lambda: refuse_rotate(MID, B, b"2", 0), Rule.OTHER_CHANNEL),
         (lambda: refuse_add(MID, A, b"4", 0), Rule.CHAIN_FULL),
         (lambda: refuse_add(replace(MID, keys_max=3), A, b"4", 0), Rule.INTERCONNECT_FULL),
-        (lambda: refuse_add(replace(IDLE, last_channel=A, last_at=0), B, b"4", BAKE_S - 1), Rule.BAKE),
-        (lambda: refuse_add(replace(IDLE, last_channel=A, last_at=0), B, b"4", BAKE_S), None),
-        (lambda: refuse_add(replace(IDLE, last_channel=A, last_at=0, bake_s=5), B, b"4", 5), None),
-        (lambda: refuse_add(replace(IDLE, last_channel=A, last_at=0), A, b"4", 1), None),
+        (lambda: refuse_add(ROTATED, B, b"4", BAKE_S - 1), Rule.BAKE),
+        (lambda: refuse_add(ROTATED, B, b"4", BAKE_S), None),
+        (lambda: refuse_add(replace(ROTATED, bake_s=5), B, b"4", 5), None),
+        (lambda: refuse_add(ROTATED, A, b"4", 1), None),
+        (lambda: refuse_add(ROTATED, B, b"4", 1, BAKE_S - 1), Rule.BAKE),
+        (lambda: refuse_add(ROTATED, B, b"4", 1, BAKE_S), None),
+        # Times of other channels' keys count as well, those to come.
+        (lambda: refuse_add(TIMED, B, b"4", 0, 9000 - BAKE_S), None),
+        (lambda: refuse_add(TIMED, B, b"4", 0, 9001 - BAKE_S), Rule.BAKE),
+        (lambda: refuse_add(TIMED, B, b"4", 0, 8999 + BAKE_S), Rule.BAKE),
+        (lambda: refuse_add(TIMED, B, b"4", 9001), None),
+        (
+            lambda: refuse_rotate(replace(TIMED, channels={**TIMED.channels, B: READY}), B, b"4", 8000),
+            Rule.BAKE,
+        ),
+        # The provider's rules: several keys lie ready, and only one that waits for `rotate` is a rotation.
+        (lambda: refuse_add(LAID_READY, B, b"4", 0), None),
+        (lambda: refuse_add(replace(LAID_READY, rules="open-spec"), B, b"4", 0), Rule.OTHER_CHANNEL),
+        (lambda: refuse_add(WAITING, B, b"4", 0), Rule.OTHER_CHANNEL),
+        (lambda: refuse_add(WAITING, A, b"4", 0), None),
+        (
+            lambda: refuse_rotate(replace(WAITING, channels={**WAITING.channels, B: READY}), B, b"4", 0),
+            Rule.OTHER_CHANNEL,
+        ),
+        # One key a channel: it can only be exchanged.
+        (lambda: refuse_add(replace(IDLE, keys_max=1), A, b"3", 0), Rule.SINGLE_KEY),
+        (lambda: refuse_replace(replace(IDLE, keys_max=1), A, b"3", 0), None),
+        (lambda: refuse_replace(replace(IDLE, keys_max=1), A, b"2", 0), Rule.CKN_TAKEN),
+        (lambda: refuse_replace(replace(IDLE, keys_max=1, manager=False), A, b"3", 0), Rule.NOT_MANAGER),
+        (lambda: refuse_replace(replace(ROTATED, keys_max=1), B, b"3", 5), Rule.BAKE),
+        (lambda: refuse_replace(IDLE, A, b"3", 0), Rule.NOT_SINGLE),
+        (
+            lambda: refuse_remove(replace(IDLE, channels={A: ChannelKeys((b"1", b"3"), b"")}), A, b"1"),
+            Rule.IN_USE_UNKNOWN,
+        ),
         (lambda: refuse_rotate(IDLE, A, b"9", 0), Rule.KEY_UNKNOWN),
         (lambda: refuse_remove(IDLE, A, b"9"), Rule.KEY_UNKNOWN),
         (lambda: refuse_remove(MID, A, b"1"), Rule.KEY_ACTIVE),
