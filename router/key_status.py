@@ -36,7 +36,7 @@ def channel_keys(
     expiry = expiry_warning(chain.keys, wall) if chain.keys else "the channel has no key"
     shown = ChannelKeys(
         kind="mka",
-        port=seen.port.value if seen else PortState.CLOSED.value,
+        port=driver.port_state.value,
         reason=_reason(seen, driver),
         policy=channel.macsec.mode.value,
         fail_open=channel.macsec.mode is MacsecMode.SHOULD_SECURE,
@@ -69,6 +69,9 @@ def channel_keys(
 def _reason(seen: KaySnapshot | None, driver: KayDriver) -> str:
     if seen is None:
         return driver.problem or "key agreement has not started yet"
+    if driver.port_state is not seen.port:
+        ordered = "opened" if seen.port is PortState.UNPROTECTED else "closed"
+        return f"the port is to be {ordered}, and the SecY has not done it yet: {driver.port_problem or 'it is asked'}"
     return seen.suspicion or driver.problem
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Protocol
 
-from router.model import CipherSuite, Sci, Secret
+from router.model import CipherSuite, Confidentiality, Sci, Secret
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +89,10 @@ class SecyState:
     transmit: tuple[SaState, ...]
     receive: tuple[ReceiveScState, ...]
     counters: SecyCounters
+    confidentiality: Confidentiality = Confidentiality.OFFSET_0
+    """What is encrypted of the frames that it protects."""
+    unprotected: bool = False
+    """Frames pass in clear, in either direction: protectFrames is off, or validateFrames not Strict."""
 
 
 class SecY(Protocol):
@@ -123,3 +127,12 @@ class SecY(Protocol):
 
     async def delete_transmit_sa(self, an: int) -> None:
         """Remove a transmit SA (deactivating it first)."""
+
+    async def set_controlled_port(self, *, unprotected: bool) -> None:
+        """Let all frames pass in clear, or none: protectFrames and validateFrames (10.7.8, 10.7.17).
+
+        A SecY is made protecting. Opening one is for should-secure channels alone.
+        """
+
+    async def set_confidentiality(self, confidentiality: Confidentiality) -> None:
+        """Encrypt so much of each frame from the next one on. Raises Unsupported where it cannot."""

@@ -172,6 +172,8 @@ class StaticKeyer:
         if state.suite is not suite:
             self._become("waiting", reason=f"the device has suite {state.suite}, not {suite} yet")
             return
+        if state.confidentiality is not self.channel.macsec.confidentiality:
+            await self._secy.set_confidentiality(self.channel.macsec.confidentiality)
         receive = self._load(static.receive.sak, suite, static.receive.ssci, static.salt)
         transmit = self._load(static.transmit.sak, suite, static.transmit.ssci, static.salt)
         try:

@@ -906,15 +906,50 @@ def key_references_are_used_once(draft: Draft) -> Findings:
     yield from _twice(draft, uses(), lambda _, first: f"is used already ({first}) - each has its own")
 
 
-def policies_can_be_kept(draft: Draft) -> Findings:
-    """A port that opens in clear needs a guard that opens too, and ours never does."""
+def fail_open_is_a_choice(draft: Draft) -> Findings:
+    """Who lets frames pass in clear is told so at each load; static keys leave nothing to decide."""
     for channel in draft.channels:
-        if channel.value.macsec.mode is MacsecMode.SHOULD_SECURE:
+        macsec, path = channel.value.macsec, _macsec_path(draft, channel.path, "policy")
+        if macsec.mode is not MacsecMode.SHOULD_SECURE:
+            continue
+        if macsec.static is not None:
             message = (
-                "should-secure would let cleartext out of the port, and the port's guard lets none out"
-                " - the only policy so far is must-secure"
+                "should-secure opens a port while no peer proves a key, and with static keys none ever does"
+                " - agree on keys (keys or key_chain), or use must-secure"
             )
-            yield _error(draft, _macsec_path(draft, channel.path, "policy"), message)
+            yield _error(draft, path, message)
+        else:
+            message = (
+                f"SHOULD-SECURE: FRAMES OF {channel.value.id} PASS IN CLEAR while the far end proves no key of"
+                " ours - must-secure never lets any out"
+            )
+            yield _warning(draft, path, message)
+
+
+def confidentiality_is_possible(draft: Draft) -> Findings:
+    """Offsets need a suite and a SecY that have them; who leaves frames readable is told so."""
+    for channel in draft.channels:
+        macsec, path = channel.value.macsec, _macsec_path(draft, channel.path, "confidentiality")
+        choice = macsec.confidentiality
+        if choice is Confidentiality.INTEGRITY_ONLY:
+            message = (
+                f"integrity-only: nobody can change frames of {channel.value.id}, and ANYBODY ON THE WIRE CAN"
+                " READ THEM - offset-0 encrypts"
+            )
+            yield _warning(draft, path, message)
+        xpn = next((suite for suite in macsec.suites if suite.is_xpn), None)
+        if choice.offset and xpn is not None:
+            message = (
+                f"{choice.label} is not defined for {xpn} (802.1AE-2018 14.7, 14.8) - offset-0, or suites"
+                " without xpn only"
+            )
+            yield _error(draft, path, message)
+        if choice.offset and channel.value.secy != "fastpath":
+            message = (
+                f"{choice.label} needs the router's own data plane, Linux' MACsec has no offsets"
+                " - add `secy: fastpath` to the interconnect, or use offset-0"
+            )
+            yield _error(draft, path, message)
 
 
 def static_keys_are_for_the_lab(draft: Draft) -> Findings:
@@ -1041,7 +1076,8 @@ RULES: Final[tuple[Rule, ...]] = (
     key_chains_fit_the_provider,
     key_names_are_used_once,
     key_references_are_used_once,
-    policies_can_be_kept,
+    fail_open_is_a_choice,
+    confidentiality_is_possible,
     static_keys_are_for_the_lab,
     static_keys_fit_the_suite,
     static_keys_are_used_once,

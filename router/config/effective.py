@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Literal
 
-from router.model import Afi, ChannelId, CipherSuite, Prefix, Sci
+from router.model import Afi, ChannelId, CipherSuite, Confidentiality, Prefix, Sci
 
 SecyKind = Literal["auto", "kernel", "fastpath"]
 """Who does MACsec: the kernel's macsec devices, or our data plane. `auto` is settled at run time."""
@@ -23,7 +23,11 @@ class MacsecMode(Enum):
     MUST_SECURE = "must-secure"
     """Drop them, in both directions, whatever happens."""
     SHOULD_SECURE = "should-secure"
-    """Pass them while no peer holds a key of ours. An explicit choice, shown loudly."""
+    """Pass them while no peer holds a key of ours. An explicit choice, shown loudly.
+
+    Once a peer has proved to hold a CAK no frame passes in clear, until all peers are lost or the key
+    server orders plain text.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,14 +123,14 @@ class Macsec:
     """Who may add and rotate keys (macsecManagerProvider of the open specification)."""
     bake_time_s: int
     """Least time between rotations of two channels of one interconnect."""
-
-    @property
-    def has_keys(self) -> bool:
-        """Whether the channel can ever carry a protected frame."""
     key_rules: Literal["provider", "open-spec"] = "provider"
     """Whose rules say how many keys there may be: see `router.mka.keychain`."""
     confidentiality: Confidentiality = Confidentiality.OFFSET_0
     """What is encrypted of each frame; a key server may order more of it, never less."""
+
+    @property
+    def has_keys(self) -> bool:
+        """Whether the channel can ever carry a protected frame."""
         return bool(self.static or self.keys or self.key_directory)
 
 

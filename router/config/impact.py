@@ -16,6 +16,7 @@ from router.config.effective import (
     Connection,
     EffectiveConfig,
     Lag,
+    MacsecMode,
     Mka,
     MkaKey,
     Session,
@@ -101,10 +102,17 @@ CHANNEL_RESETS: Final = {
 CHANNEL_INTERRUPTS: Final = {
     "macsec.static": "static keys",
     "macsec.mode": "MACsec policy",
+    "macsec.confidentiality": "confidentiality",
     "macsec.include_sci": "SCI in the SecTAG",
     "lag": "LAG",
 }
 """Of Channel: what stops frames for a moment; sessions live through it if it is short."""
+
+POLICY_CHANGES: Final = {
+    MacsecMode.MUST_SECURE: "nothing passes in clear from now on, and nothing at all without a key",
+    MacsecMode.SHOULD_SECURE: "FRAMES PASS IN CLEAR while the far end proves no key",
+}
+"""Of a channel that gets this policy: what that means."""
 
 CHANNEL_LIVE: Final = {
     "interconnect": "interconnect",
@@ -117,6 +125,7 @@ CHANNEL_LIVE: Final = {
     "macsec.key_directory": "key directory",
     "macsec.keys_managed_by": "manager of the keys",
     "macsec.bake_time_s": "bake time",
+    "macsec.key_rules": "rules of the keys",
 }
 """Of Channel. (`site` is the sessions' business.)"""
 
@@ -125,7 +134,6 @@ VRF_INTERRUPTS: Final = {"table": "routing table"}
 ROUTER_LIVE: Final = {"name": "name"}
 """Of Router. (AS number and router id are the sessions' business.)"""
 
-    "macsec.key_rules": "rules of the keys",
 LAN_LIVE: Final = {"mtu": "MTU", "addresses": "addresses"}
 LAN_INTERRUPTS: Final = {"vrf": "VRF"}
 
@@ -263,6 +271,8 @@ def _change(was: object, will: object) -> str:
         return ", ".join(
             f"{name} {_word(one)} -> {_word(other)}" for name, one, other in pairs if one != other
         )
+    if isinstance(will, MacsecMode):
+        return f"{_word(was)} -> {_word(will)} ({POLICY_CHANGES[will]})"
     if isinstance(was, (StaticKeys, Lag)) or isinstance(will, (StaticKeys, Lag)):
         return "added" if was is None else "removed" if will is None else "changed"
     return f"{_word(was)} -> {_word(will)}"

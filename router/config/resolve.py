@@ -65,6 +65,7 @@ from router.model import (
     VLAN_OVERHEAD,
     Afi,
     ChannelId,
+    Confidentiality,
     show_address,
 )
 
@@ -315,6 +316,7 @@ class _Resolver:
 
         policy = choose("policy", MacsecMode.MUST_SECURE.value, DEFAULT)
         self._same(f"{key}.mode", f"{key}.policy")
+        confidentiality = choose("confidentiality", Confidentiality.OFFSET_0.label, DEFAULT)
         suites = choose("suite", (profile.suite,), origin)
         self._same(f"{key}.suites", f"{key}.suite")
         return Macsec(
@@ -332,10 +334,10 @@ class _Resolver:
             key_directory=self._key_directory(f"{key}.key_directory", own.key_chain, (*inner, "macsec")),
             keys_managed_by=choose("keys_managed_by", "us", DEFAULT),
             bake_time_s=choose("bake_time_s", BAKE_TIME_S, DEFAULT),
-        )
-
             key_rules=choose("key_rules", "provider", DEFAULT),
             confidentiality=Confidentiality.parse(confidentiality),
+        )
+
     def _mka(self, key: str, profile: Profile, specs: Sequence[tuple[MkaSpec | None, Path]]) -> Mka:
         origin = Origin("profile", profile.name)
 

@@ -428,7 +428,12 @@ class MacsecDefaults(Strict):
     policy: PolicyText | None = Field(
         None,
         description="must-secure: nothing but protected frames and EAPOL leaves the port. "
-        "should-secure: frames in clear pass while the far end has no key.",
+        "should-secure: frames pass IN CLEAR while the far end proves no key.",
+    )
+    confidentiality: Literal["offset-0", "integrity-only", "offset-30", "offset-50"] | None = Field(
+        None,
+        description="What is encrypted: all of each frame (offset-0, if left out), nothing (integrity-only), "
+        "or all but its first 30 or 50 octets (fastpath and suites without XPN only).",
     )
     mka: MkaSpec | None = Field(None, description="Key agreement; the profile's values if left out.")
     keys_managed_by: Literal["us", "provider"] | None = Field(
@@ -437,16 +442,16 @@ class MacsecDefaults(Strict):
     bake_time_s: int | None = Field(
         None, ge=0, le=604_800, description="Between rotations of two channels; 7200 if left out."
     )
-    replay_window: int | None = Field(
-        None, ge=0, le=2**32 - 1, description="Frames that may arrive late; 0 is strict order."
-    )
-    include_sci: bool | None = Field(None, description="Send the SCI in every SecTAG.")
-    sci_port: int | None = Field(
     key_rules: Literal["provider", "open-spec"] | None = Field(
         None,
         description="How many keys a channel may hold: what the provider takes, or by the open interconnect "
         "specification two, and one more in the interconnect than it has channels; provider if left out.",
     )
+    replay_window: int | None = Field(
+        None, ge=0, le=2**32 - 1, description="Frames that may arrive late; 0 is strict order."
+    )
+    include_sci: bool | None = Field(None, description="Send the SCI in every SecTAG.")
+    sci_port: int | None = Field(
         None, ge=1, le=65535, description="Port number in our own SCI; 1 if left out."
     )
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from router.config.effective import MkaKey, PrefixFilter, SecretRef
 from router.config.leaves import dotted, leaves
-from router.model import CipherSuite, Prefix, Sci
+from router.model import CipherSuite, Confidentiality, Prefix, Sci
 
 if TYPE_CHECKING:
     from router.config.load import Loaded
@@ -54,6 +54,8 @@ def nested(loaded: Loaded, *, origin: bool = False) -> dict[str, Any]:
 def plain(value: object) -> Any:
     """Return one effective value as JSON would have it."""
     match value:
+        case Confidentiality():
+            return value.label
         case Prefix() | PrefixFilter() | SecretRef() | Sci() | CipherSuite():
             return str(value)
         case Enum():

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from router.dataplane.client import DataplaneClient
-from router.model import CipherSuite, Sci
+from router.model import CipherSuite, Confidentiality, Sci
 from router.secy import ReceiveScState, SaKey, SaState, SecyCounters, SecyState
 
 
@@ -62,6 +62,14 @@ class FastpathSecY:
         """Remove a transmit SA."""
         await self._do("delete_transmit_sa", an=an)
 
+    async def set_controlled_port(self, *, unprotected: bool) -> None:
+        """Let all frames pass in clear, or none. Refused (EPERM) where the channel is must-secure."""
+        await self._do("set_controlled_port", unprotected=unprotected)
+
+    async def set_confidentiality(self, confidentiality: Confidentiality) -> None:
+        """Encrypt so much of each frame from the next batch on."""
+        await self._do("set_confidentiality", confidentiality=confidentiality.label)
+
     async def _do(self, call: str, **arguments: object) -> dict[str, Any]:
         return await self._client.request({"secy": self._device, "do": call, **arguments})
 
@@ -95,4 +103,6 @@ def _state(data: dict[str, Any]) -> SecyState:
         counters=SecyCounters(
             **{name: counters[name] for name in SecyCounters.__dataclass_fields__ if name in counters}
         ),
+        confidentiality=Confidentiality.parse(data.get("confidentiality", "offset-0")),
+        unprotected=data.get("unprotected", False),
     )

@@ -13,9 +13,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from os import strerror
 
-from router.errors import KernelError
+from router.errors import KernelError, Unsupported
 from router.fib_ops import FibOp, GroupReplace, NexthopDelete, NexthopReplace, RouteDelete, RouteReplace
-from router.model import MACSEC_OVERHEAD, VLAN_OVERHEAD, MacAddress, Nexthop, Prefix, Sci
+from router.model import (
+    MACSEC_OVERHEAD,
+    VLAN_OVERHEAD,
+    Confidentiality,
+    MacAddress,
+    Nexthop,
+    Prefix,
+    Sci,
+)
 from router.reconcile.diff import Action, Verb
 from router.reconcile.kernel import Event, EventsLost, FibEvent, FibFailure, LinkEvent, Neighbour, ObservedFib
 from router.reconcile.objects import (
@@ -86,6 +94,8 @@ class FakeSecy:
             tuple(self.transmit.values()),
             tuple(ReceiveScState(sci, True, tuple(sas.values())) for sci, sas in self.receive.items()),
             self.counters,
+            Confidentiality.INTEGRITY_ONLY if link.may_bare else Confidentiality.OFFSET_0,
+            link.may_open,
         )
 
     async def create_receive_sc(self, sci: Sci) -> None:
@@ -138,6 +148,18 @@ class FakeSecy:
         """Remove a transmit SA."""
         self._link()
         self.transmit.pop(an, None)
+
+    async def set_controlled_port(self, *, unprotected: bool) -> None:
+        """Let all frames pass in clear, or none."""
+        link = self._link()
+        self.kernel.ours[link.key] = replace(link, may_open=unprotected)
+
+    async def set_confidentiality(self, confidentiality: Confidentiality) -> None:
+        """Encrypt whole frames, or nothing of them."""
+        link = self._link()
+        if confidentiality.offset:
+            raise Unsupported(f"{self.device}: no confidentiality offset here", errno.EOPNOTSUPP)
+        self.kernel.ours[link.key] = replace(link, may_bare=confidentiality is Confidentiality.INTEGRITY_ONLY)
 
     def _create(self, sas: dict[int, SaState], an: int, key: SaKey, pn: int) -> None:
         if an in sas and sas[an].key_id != key.key_id:
@@ -410,6 +432,15 @@ class FakeKernel:
                 up=False,
                 carrier=True,
                 operstate="down",
+            )
+        was = self.ours.get(link.key)
+        if isinstance(link, MacsecLink):
+            # What the key daemon has set stays where the link allows it; it is born closed.
+            known = was if isinstance(was, MacsecLink) else replace(link, may_open=False)
+            link = replace(
+                link,
+                may_open=known.may_open and link.may_open,
+                may_bare=known.may_bare and link.may_bare,
             )
         self.ours[link.key] = link
         match link:

@@ -75,9 +75,8 @@ _STATS: Final = struct.Struct(f"={len(STATS)}Q")
 _U32: Final = struct.Struct("=I")
 _U64: Final = struct.Struct("=Q")
 
-UNPROTECTED: Final = -1
-"""Replay window that stands for a macsec device that does not encrypt, protect or validate as it
-must: equal to no desired one."""
+NO_REPLAY_PROTECTION: Final = -1
+"""Replay window that stands for a macsec device without replay protection: equal to no desired one."""
 
 
 def read_links(sock: FibSocket) -> tuple[dict[str, LinkFacts], dict[Key, Object]]:
@@ -126,21 +125,20 @@ def _our_link(facts: LinkFacts, data: Mapping[int, memoryview], parent: str) -> 
     """Turn a link into the object that we would have asked for."""
     match facts.kind:
         case "macsec":
-            intact = (
-                _u8(data, IFLA_MACSEC_ENCRYPT) == 1
-                and _u8(data, IFLA_MACSEC_PROTECT) == 1
-                and _u8(data, IFLA_MACSEC_REPLAY_PROTECT) == 1
-                and _u8(data, IFLA_MACSEC_VALIDATION) == VALIDATE_STRICT
-            )
+            replay = _u8(data, IFLA_MACSEC_REPLAY_PROTECT) == 1
+            protects = _u8(data, IFLA_MACSEC_PROTECT) == 1
+            strict = _u8(data, IFLA_MACSEC_VALIDATION) == VALIDATE_STRICT
             return MacsecLink(
                 facts.name,
                 parent,
                 facts.mtu,
                 sci_port=int.from_bytes(data[IFLA_MACSEC_SCI][6:8], "big"),
                 suite=suite_from_kernel(_U64.unpack(data[IFLA_MACSEC_CIPHER_SUITE])[0]),
-                replay_window=_u32(data, IFLA_MACSEC_WINDOW) if intact else UNPROTECTED,
+                replay_window=_u32(data, IFLA_MACSEC_WINDOW) if replay else NO_REPLAY_PROTECTION,
                 send_sci=_u8(data, IFLA_MACSEC_INC_SCI) == 1,
                 up=facts.up,
+                may_open=not (protects and strict),
+                may_bare=_u8(data, IFLA_MACSEC_ENCRYPT) != 1,
             )
         case "vlan":
             vid = int.from_bytes(data[IFLA_VLAN_ID], "little" if _IS_LITTLE else "big")

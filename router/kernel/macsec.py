@@ -17,6 +17,7 @@ from router.model import CipherSuite
 
 GENL_NAME: Final = "macsec"
 GENL_VERSION: Final = 1
+VALIDATE_CHECK: Final = 1
 VALIDATE_STRICT: Final = 2
 ICV_OCTETS: Final = 16
 

@@ -285,7 +285,7 @@ class NetlinkKernel:
                 await self._create(link, attributes)
             facts = self._require(link.name)
         elif isinstance(link, BondLink | MacsecLink):
-            changes = {k: v for k, v in attributes.items() if k not in _FIXED}
+            changes = {k: v for k, v in attributes.items() if k not in _not_ours(link)}
             with _errors(what):
                 await self._route.link("set", index=facts.index, kind=link.KIND, **changes)
         await self._finish(link, facts, links)
@@ -397,6 +397,16 @@ _FIXED: Final = frozenset({"link", "macsec_port", "macsec_cipher_suite", "macsec
 """Attributes that a live device does not take (the kernel answers EINVAL), or that we never change."""
 
 
+def _not_ours(link: BondLink | MacsecLink) -> frozenset[str]:
+    """Return the attributes that are not to be set on a live device: fixed, or the key daemon's business."""
+    fixed = _FIXED
+    if isinstance(link, MacsecLink) and link.may_open:
+        fixed |= {"macsec_protect", "macsec_validation"}
+    if isinstance(link, MacsecLink) and link.may_bare:
+        fixed |= {"macsec_encrypt"}
+    return fixed
+
+
 def _link_attributes(
     link: BondLink | MacsecLink | VrfLink | VlanLink, links: Mapping[str, LinkFacts]
 ) -> dict[str, Any]:
@@ -408,8 +418,8 @@ def _link_attributes(
                 "macsec_port": link.sci_port,
                 "macsec_cipher_suite": link.suite.value,
                 "macsec_icv_len": ICV_OCTETS,
-                "macsec_encrypt": 1,
-                "macsec_protect": 1,
+                "macsec_encrypt": int(not link.may_bare),
+                "macsec_protect": 1,  # it is born closed, whatever may open it later
                 "macsec_inc_sci": int(link.send_sci),
                 # REPLAY_PROTECT is refused without WINDOW in the same message.
                 "macsec_window": link.replay_window,

@@ -14,6 +14,7 @@ import contextlib
 import errno
 import json
 from collections.abc import Sequence
+from types import MappingProxyType
 from typing import Any, Final
 
 from router.errors import KernelError, Unsupported
@@ -25,6 +26,9 @@ PORT_BFD: Final = 3784
 PORT_BFD_MULTIHOP: Final = 4784
 FILTER_PRIORITY: Final = -10
 """Before an administrator's own filter chains (priority 0), which may restrict further."""
+
+NAMED_ETHERTYPES: Final = MappingProxyType({"8021q": 0x8100, "vlan": 0x8100})
+"""How nft lists an EtherType that we may ask for by number."""
 
 STDIN: Final = "/proc/self/fd/0"
 """`-f -` would do, but nft opens /dev/stdin for it, which a bare guest does not have."""
@@ -161,6 +165,7 @@ def _clean(value: Any) -> Any:
         kept = {k: _clean(v) for k, v in value.items() if k not in {"handle", "dev"}}
         for key in ("elem", "set"):
             if isinstance(kept.get(key), list):
+                kept[key] = [NAMED_ETHERTYPES.get(e, e) if isinstance(e, str) else e for e in kept[key]]
                 kept[key] = sorted(kept[key], key=lambda e: json.dumps(e, sort_keys=True))
         return kept
     if isinstance(value, list):
@@ -209,13 +214,21 @@ def parse_guards(listing: Sequence[Json]) -> dict[str, EgressGuard]:
     return guards
 
 
+def _ethertype(value: object) -> int | None:
+    """Return an EtherType as nft prints it: a number, or the name of one that it has a name for."""
+    if isinstance(value, str):
+        return NAMED_ETHERTYPES.get(value)
+    return value if isinstance(value, int) else None
+
+
 def _ethertypes(rules: Sequence[Json]) -> tuple[int, ...]:
     """Return the EtherTypes of a guard's one rule, in our order."""
     for item in rules:
         for expression in item["rule"]["expr"]:
             right = expression.get("match", {}).get("right")
             if isinstance(right, dict):
-                return tuple(sorted(t for t in right.get("set", []) if isinstance(t, int)))
+                types = (_ethertype(value) for value in right.get("set", []))
+                return tuple(sorted(t for t in types if t is not None))
             if isinstance(right, int):
                 return (right,)
     return ()

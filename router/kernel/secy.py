@@ -4,7 +4,8 @@ Traps that this module takes care of (kernel 6.1): a packet number must have exa
 width; an SA that is active cannot be deleted, and neither can one whose AN is taken be replaced;
 the encoding SA is a property of the link, not of the family; there are no notifications; keys
 never come back, only their 16-octet ids. A macsec device sends nothing while its encoding SA is
-missing or inactive, so every order of calls here fails closed.
+missing or inactive, so every order of calls here fails closed; with `protect off` and validation
+below strict it passes plain frames both ways, which is the open mode of should-secure.
 """
 
 from __future__ import annotations
@@ -12,15 +13,23 @@ from __future__ import annotations
 import errno
 import socket
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from pyroute2.netlink import NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST
 from pyroute2.netlink.exceptions import NetlinkError
 
 from router.errors import KernelError, Unsupported
-from router.kernel.macsec import GENL_VERSION, Command, MacsecMessage, MacsecSocket, suite_from_kernel
-from router.model import Sci
+from router.kernel.macsec import (
+    GENL_VERSION,
+    VALIDATE_CHECK,
+    VALIDATE_STRICT,
+    Command,
+    MacsecMessage,
+    MacsecSocket,
+    suite_from_kernel,
+)
+from router.model import Confidentiality, Sci
 from router.secy import ReceiveScState, SaKey, SaState, SecyCounters, SecyState
 
 KEY_ID_OCTETS: Final = 16
@@ -30,6 +39,9 @@ IFLA_LINKINFO: Final = 18
 IFLA_INFO_KIND: Final = 1
 IFLA_INFO_DATA: Final = 2
 IFLA_MACSEC_ENCODING_SA: Final = 6
+IFLA_MACSEC_ENCRYPT: Final = 7
+IFLA_MACSEC_PROTECT: Final = 8
+IFLA_MACSEC_VALIDATION: Final = 13
 ANSWER_TIMEOUT_S: Final = 5.0
 _NLMSGHDR: Final = struct.Struct("=IHHII")
 _IFINFOMSG: Final = struct.Struct("=BBHiII")
@@ -69,6 +81,13 @@ class KernelSecy:
             transmit=transmit,
             receive=receive,
             counters=_counters(message),
+            confidentiality=(
+                Confidentiality.OFFSET_0
+                if secy["MACSEC_SECY_ATTR_ENCRYPT"]
+                else Confidentiality.INTEGRITY_ONLY
+            ),
+            unprotected=not secy["MACSEC_SECY_ATTR_PROTECT"]
+            or secy["MACSEC_SECY_ATTR_VALIDATE"] != VALIDATE_STRICT,
         )
 
     # -- receive
@@ -128,17 +147,43 @@ class KernelSecy:
     async def enable_transmit_sa(self, an: int) -> None:
         """Send under this AN from the next frame on (activate it, then make it the encoding SA)."""
         await self._request(Command.UPD_TXSA, sa=_sa(an, active=True))
-        code = _set_encoding_sa(self._index(), an)
-        if code:
-            reason = errno.errorcode.get(code, str(code))
-            raise KernelError(f"{self._device}: macsec encoding SA {an}: {reason}", code)
+        self._change(f"encoding SA {an}", (IFLA_MACSEC_ENCODING_SA, an))
 
     async def delete_transmit_sa(self, an: int) -> None:
         """Remove a transmit SA (deactivating it first)."""
         await self._delete(Command.UPD_TXSA, sa=_sa(an, active=False))
         await self._delete(Command.DEL_TXSA, sa=_sa(an))
 
+    # -- policy
+
+    async def set_controlled_port(self, *, unprotected: bool) -> None:
+        """Let all frames pass in clear, or none; both directions in one message."""
+        validation = VALIDATE_CHECK if unprotected else VALIDATE_STRICT
+        self._change(
+            f"controlled port {'unprotected' if unprotected else 'protected'}",
+            (IFLA_MACSEC_PROTECT, int(not unprotected)),
+            (IFLA_MACSEC_VALIDATION, validation),
+        )
+
+    async def set_confidentiality(self, confidentiality: Confidentiality) -> None:
+        """Encrypt whole frames, or nothing of them. Raises Unsupported for an offset."""
+        if confidentiality.offset:
+            raise Unsupported(
+                f"{self._device}: Linux' MACsec has no confidentiality offset {confidentiality.offset}:"
+                " use `secy: fastpath`, or confidentiality offset-0",
+                errno.EOPNOTSUPP,
+            )
+        encrypt = confidentiality is Confidentiality.OFFSET_0
+        self._change(f"encrypt {'on' if encrypt else 'off'}", (IFLA_MACSEC_ENCRYPT, int(encrypt)))
+
     # -- netlink
+
+    def _change(self, what: str, *settings: tuple[int, int]) -> None:
+        """Change settings of the link. Raises KernelError."""
+        code = _change_link(self._index(), settings)
+        if code:
+            reason = errno.errorcode.get(code, str(code))
+            raise KernelError(f"{self._device}: macsec {what}: {reason}", code)
 
     def _index(self) -> int:
         try:
@@ -205,9 +250,12 @@ class KernelSecy:
         return KernelError(f"{self._device}: macsec {what}: {reason}", error.code)
 
 
-def _set_encoding_sa(index: int, an: int) -> int:
-    """Set a link's encoding SA by RTM_NEWLINK; returns the kernel's errno. A packet's time, no wait."""
-    data = _attribute(IFLA_MACSEC_ENCODING_SA, bytes((an,)))
+def _change_link(index: int, settings: Sequence[tuple[int, int]]) -> int:
+    """Set octet-sized attributes of a macsec link by RTM_NEWLINK, all or none; returns the kernel's errno.
+
+    A packet's time, no wait.
+    """
+    data = b"".join(_attribute(kind, bytes((value,))) for kind, value in settings)
     info = _attribute(IFLA_INFO_KIND, b"macsec\0") + _attribute(IFLA_INFO_DATA, data)
     body = _IFINFOMSG.pack(socket.AF_UNSPEC, 0, 0, index, 0, 0) + _attribute(IFLA_LINKINFO, info)
     header = _NLMSGHDR.pack(_NLMSGHDR.size + len(body), RTM_NEWLINK, NLM_F_REQUEST | NLM_F_ACK, 1, 0)

@@ -217,6 +217,8 @@ class KayDriver:
         """The suite agreed upon, where the device has another and must be made anew for it."""
         self.unprotected = False
         """Frames pass in clear: as last seen of the SecY, or done to it."""
+        self.port_problem = ""
+        """Why the SecY did not open or close when it was last told to."""
         self.state: SecyState | None = None
         """The SecY as last seen."""
         self._config = config
@@ -236,6 +238,7 @@ class KayDriver:
         self._look_now = asyncio.Event()
         self._secy_lock = asyncio.Lock()
         self._encoding_wrong = 0
+        self._port_wrong = 0
         self._logged_drops: dict[str, float] = {}
         self._loop = asyncio.get_running_loop()
 
@@ -340,8 +343,13 @@ class KayDriver:
                 await self._secy.enable_transmit_sa(key.an)
 
     async def _keep_port(self, kay: Kay) -> None:
-        """Have the SecY as open as the KaY says: it was made anew, or somebody else changed it."""
-        if self._operations or self.unprotected is (kay.port is PortState.UNPROTECTED):
+        """Have the SecY as open as the KaY says: it was made anew, or somebody else changed it.
+
+        Found twice: our own change may be under way.
+        """
+        wrong = not self._operations and self.unprotected is not (kay.port is PortState.UNPROTECTED)
+        self._port_wrong = self._port_wrong + 1 if wrong else 0
+        if self._port_wrong < 2:
             return
         self._log.warning("secy.port_changed", unprotected=self.unprotected, wanted=kay.port.value)
         with suppress(KernelError):
@@ -537,8 +545,12 @@ class KayDriver:
         assert not (wanted and self._config.must_secure)
         if wanted is self.unprotected:
             return
-        await self._secy.set_controlled_port(unprotected=wanted)
-        self.unprotected = wanted
+        try:
+            await self._secy.set_controlled_port(unprotected=wanted)
+        except KernelError as error:
+            self.port_problem = str(error)
+            raise
+        self.unprotected, self.port_problem = wanted, ""
         if wanted:
             self._log.warning(
                 "port.open_in_clear", reason="should-secure, and no peer proves a key: FRAMES PASS IN CLEAR"

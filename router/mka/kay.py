@@ -178,6 +178,8 @@ class Kay:
         self._adopted_until: float | None = None
         self._resume: dict[bytes, Identity] = {}
         self._plain_chosen = False
+        self._open_from = now + MKA_LIFE_TIME_S
+        """should-secure: not opened in clear before, so that a peer with a key can be heard first."""
         # Keys.
         self._known: OrderedDict[bytes, int] = OrderedDict()
         """Highest KN known under each key server MI."""
@@ -253,6 +255,7 @@ class Kay:
     def carrier(self, now: float, *, up: bool) -> None:
         """The port has gained or lost its carrier."""
         if up and not self._carrier:
+            self._open_from = now + MKA_LIFE_TIME_S
             for participant in self._participants.values():
                 participant.ramp = 0
                 participant.new_info = True
@@ -280,6 +283,8 @@ class Kay:
                     now=now,
                     identity=self._resume.pop(key.ckn, None),
                 )
+                if self._cp.port is not PortState.UNPROTECTED:
+                    self._open_from = now + MKA_LIFE_TIME_S
             participant.eligible = key.eligible
             self._participants[key.ckn] = participant
         for participant in former.values():
@@ -330,6 +335,9 @@ class Kay:
                     self._cp.delete_stray(sa.an, (channel.sci,), transmit=False)
                 self._remember(KeyIdentifier.unpack(sa.key_id))
         if used is None:
+            if state.unprotected:  # and stays so, unless a peer proves a key
+                self._open_from = now
+                self._settle(now)
             return
         members = {self.config.sci: used.ssci}
         members |= {c.sci: sa.ssci for c in state.receive for sa in c.sas if sa.an == used.an}
@@ -344,7 +352,7 @@ class Kay:
                 ki,
                 used.an,
                 state.suite,
-                self.config.confidentiality,
+                state.confidentiality,
                 Secret(b""),
                 members,
                 frozenset(),
@@ -613,7 +621,9 @@ class Kay:
         self._plain_chosen, self._refusal = False, ""
         if self._adopted_until is not None and now < self._adopted_until:
             return Connect.SECURE
-        return Connect.PENDING if self.config.must_secure else Connect.UNAUTHENTICATED
+        if self.config.must_secure or not self._carrier or now < self._open_from:
+            return Connect.PENDING
+        return Connect.UNAUTHENTICATED
 
     def _feed_cp(self, now: float) -> None:
         cp, principal = self._cp, self._principal
@@ -973,6 +983,8 @@ class Kay:
             times.append(cp_timer)
         if self._adopted_until is not None:
             times.append(self._adopted_until)
+        if not self.config.must_secure:
+            times.append(self._open_from)
         if self._keyless_since is not None:
             times.append(self._keyless_since + self._patience_s)
         principal = self._principal

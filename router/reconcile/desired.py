@@ -10,8 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from router.config.effective import Channel, Connection, EffectiveConfig, Feature, LanPort, Vrf
-from router.model import MACSEC_OVERHEAD
+from router.config.effective import (
+    Channel,
+    Connection,
+    EffectiveConfig,
+    Feature,
+    LanPort,
+    MacsecMode,
+    Vrf,
+)
+from router.model import MACSEC_OVERHEAD, Confidentiality
 from router.reconcile.objects import (
     Address,
     BondLink,
@@ -28,6 +36,8 @@ from router.reconcile.objects import (
     VrfLink,
 )
 
+ETHERTYPE_VLAN = 0x8100
+"""802.1Q: what a feature's frames are where no MACsec is around them."""
 ETHERTYPE_MACSEC = 0x88E5
 ETHERTYPE_EAPOL = 0x888E
 ETHERTYPE_SLOW = 0x8809
@@ -88,13 +98,23 @@ def _no_ip(device: str) -> Iterator[Sysctl]:
     yield Sysctl(("net", "ipv6", "conf", device, "disable_ipv6"), "1", device)
 
 
+def guarded_types(channel: Channel) -> tuple[int, ...]:
+    """Return what the guard of a channel's port passes, sorted.
+
+    should-secure: the frames of an open port too. When they pass is the SecY's decision then.
+    """
+    if channel.macsec.mode is MacsecMode.SHOULD_SECURE:
+        return (ETHERTYPE_VLAN, ETHERTYPE_EAPOL, ETHERTYPE_MACSEC)
+    return (ETHERTYPE_EAPOL, ETHERTYPE_MACSEC)
+
+
 def _channel(channel: Channel) -> Iterator[Object]:
-    secured = (ETHERTYPE_EAPOL, ETHERTYPE_MACSEC)
+    secured = guarded_types(channel)
     if channel.lag:
         yield BondLink(channel.port, channel.lag.lacp_fast, channel.lag.min_links)
         for member in channel.lag.members:
             yield from _no_ip(member)
-            yield EgressGuard(member, (ETHERTYPE_SLOW, *secured))
+            yield EgressGuard(member, tuple(sorted((ETHERTYPE_SLOW, *secured))))
             yield PortLink(member, channel.port_mtu, channel.enabled, guarded=True, bond=channel.port)
     yield from _no_ip(channel.port)
     yield EgressGuard(channel.port, secured)
@@ -110,6 +130,8 @@ def _channel(channel: Channel) -> Iterator[Object]:
         replay_window=channel.macsec.replay_window,
         send_sci=channel.macsec.include_sci,
         up=channel.enabled,
+        may_open=channel.macsec.mode is MacsecMode.SHOULD_SECURE,
+        may_bare=channel.macsec.confidentiality is Confidentiality.INTEGRITY_ONLY,
     )
     yield from _no_ip(channel.macsec_device)
 

@@ -198,7 +198,9 @@ def _raise(
         return Action(Verb.CREATE, target, interrupts=reasons.get(_device(target)))
     if isinstance(target, VlanLink | TapLink) and target.vrf in gone:
         return Action(Verb.CHANGE, target, was=f"in a VRF {target.vrf} that is rebuilt")
-    if was == target:
+    if was == target or (
+        isinstance(target, MacsecLink) and isinstance(was, MacsecLink) and target.settled(was)
+    ):
         return None
     if isinstance(target, Address):
         return None  # equal key: device, address and length agree, the rest is not observable

@@ -9,7 +9,7 @@ not touched. That is how the router fails closed: a port needs its egress guard.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, NamedTuple
 
 from router.model import CipherSuite
@@ -116,7 +116,12 @@ class BondLink(_Device):
 
 @dataclass(frozen=True, slots=True)
 class MacsecLink(_Device):
-    """A macsec device: encrypts, validates strictly. Its SCI is the parent's MAC and `sci_port`."""
+    """A macsec device. Its SCI is the parent's MAC and `sci_port`.
+
+    Two settings may be the key daemon's: whether a should-secure port is open in clear, and whether
+    frames are encrypted where the policy is integrity only. There, `may_...` is desired; as observed,
+    it tells what is, and `settled` says that either is right.
+    """
 
     KIND: ClassVar = "macsec"
     name: str
@@ -128,11 +133,21 @@ class MacsecLink(_Device):
     """Frames. 0 is strict order."""
     send_sci: bool
     up: bool
+    may_open: bool = False
+    """Desired: frames may pass in clear when the key daemon says so. Observed: they pass in clear now."""
+    may_bare: bool = False
+    """Desired: frames may be authentic only, not encrypted. Observed: they are not encrypted now."""
 
     @property
     def needs(self) -> tuple[Key, ...]:
         """What it stands on."""
         return (Key(PortLink.KIND, self.parent),)
+
+    def settled(self, was: MacsecLink) -> bool:
+        """Tell whether `was`, as observed, is what this one asks for."""
+        return self == replace(
+            was, may_open=was.may_open or self.may_open, may_bare=was.may_bare or self.may_bare
+        )
 
     def rebuild_reason(self, was: MacsecLink) -> str | None:
         """Say what a live macsec device cannot change (kernel: EINVAL), if that is what differs."""
@@ -148,6 +163,8 @@ class MacsecLink(_Device):
         return (
             f"macsec {self.name} on {self.parent} {self.suite} port {self.sci_port} window {self.replay_window}"
             f" sci {'on' if self.send_sci else 'off'} mtu {self.mtu} {'up' if self.up else 'down'}"
+            f"{' may pass frames IN CLEAR' if self.may_open else ''}"
+            f"{' may not encrypt' if self.may_bare else ''}"
         )
 
 

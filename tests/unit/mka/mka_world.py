@@ -164,6 +164,7 @@ class FakeSecy:
             sas(self.transmit),
             tuple(ReceiveScState(sci, True, sas(table)) for sci, table in self.receive.items()),
             SecyCounters(**counters),
+            unprotected=self.port is PortState.UNPROTECTED,
         )
 
 

@@ -16,6 +16,7 @@ from router.mka.events import (
     EnableTransmit,
     PortState,
     SendMkpdu,
+    SetControlledPort,
     UpdateReceivePn,
 )
 from router.mka.kay import KeyEntry
@@ -514,6 +515,7 @@ def test_should_secure_opens_in_clear_only_without_a_peer():
     """By explicit choice: plain before, secured as soon as a peer is there, plain again when it is gone."""
     world = World()
     a = world.add(10, must_secure=False)
+    world.run(7)
     assert a.secy.port is PortState.UNPROTECTED
     b = world.add(11)
     world.run(1)
@@ -522,6 +524,101 @@ def test_should_secure_opens_in_clear_only_without_a_peer():
     b.kill()
     world.run(7)
     assert a.secy.port is PortState.UNPROTECTED
+
+
+def ports_ordered(node):
+    """Every state of the controlled port that was ordered, in order."""
+    return [op.state for op, _ in node.secy.log if isinstance(op, SetControlledPort)]
+
+
+def test_should_secure_hears_a_life_time_before_it_opens():
+    """Where the peer has the key nothing passes in clear: not at start, not when the link or the keys change."""
+    world = World()
+    a, b = world.add(10, must_secure=False), world.add(11)
+    world.run(10)
+    assert world.secured()
+    other = KeyEntry(b"\7" * 32, Secret(b"o" * 32))
+    for node in (a, b):
+        node.set_keys(other)
+    world.run(10)
+    assert world.secured()
+    for node in (a, b):
+        node.kay.carrier(world.now, up=False)
+        node.pump()
+    world.run(20)
+    assert a.secy.port is PortState.CLOSED
+    for node in (a, b):
+        node.kay.carrier(world.now, up=True)
+        node.pump()
+    world.run(5)
+    assert world.secured()
+    assert PortState.UNPROTECTED not in ports_ordered(a)
+
+
+def test_should_secure_is_closed_from_the_proof_of_a_peer_until_it_is_secured():
+    """The port closes before the first SA is asked for: no plain frame beside a live peer."""
+    world = World()
+    a = world.add(10, must_secure=False)
+    world.run(7)
+    a.secy.log.clear()
+    world.add(11)
+    world.run(2)
+    operations = [type(op).__name__ for op, _ in a.secy.log if not isinstance(op, SetControlledPort)]
+    first = next(i for i, (op, _) in enumerate(a.secy.log) if isinstance(op, SetControlledPort))
+    assert a.secy.log[first][0].state is PortState.CLOSED
+    assert "CreateTransmitSa" not in [type(op).__name__ for op, _ in a.secy.log[:first]]
+    assert "EnableTransmit" in operations
+    assert ports_ordered(a) == [PortState.CLOSED, PortState.SECURED]
+
+
+def test_should_secure_without_any_key_opens():
+    """The last key is taken away: no peer can prove one, so frames pass in clear."""
+    world = World()
+    a, b = world.add(10, must_secure=False), world.add(11)
+    world.run(2)
+    assert world.secured()
+    a.set_keys()
+    b.set_keys()
+    world.run(8)
+    assert a.secy.port is PortState.UNPROTECTED
+    assert b.secy.port is PortState.CLOSED
+
+
+def test_a_successor_of_one_that_was_open_stays_open():
+    """The key daemon restarts while no peer proves a key: no second silence of a life time."""
+    world = World()
+    a = world.add(10, must_secure=False)
+    world.run(7)
+    a.secy.log.clear()
+    a.kill()
+    a.start(adopt=True)
+    world.run(1)
+    assert a.secy.port is PortState.UNPROTECTED
+    world.add(11)
+    world.run(2)
+    assert world.secured()
+
+
+def test_must_secure_never_orders_an_open_port():
+    """Whatever is tried: no peer, a peer that comes and goes, no keys, no carrier, a SecY found open."""
+    world = World()
+    a, b = world.add(10), world.add(11)
+    world.run(10)
+    b.kill()
+    world.run(10)
+    a.kay.carrier(world.now, up=False)
+    a.pump()
+    a.kay.carrier(world.now, up=True)
+    a.pump()
+    world.run(10)
+    a.set_keys()
+    world.run(10)
+    a.kill()
+    a.secy.port = PortState.UNPROTECTED
+    a.start(adopt=True)
+    world.run(10)
+    assert PortState.UNPROTECTED not in ports_ordered(a)
+    assert a.secy.port is PortState.CLOSED
 
 
 # --------------------------------------------------------------------- wrong things
