@@ -8,7 +8,8 @@
  * allocate nothing and take no lock.
  *
  * Threads: one thread at a time per SecY, whatever the call; only secy_counter and secy_next_pn
- * may be called beside it.
+ * may be called beside it. Several threads send and receive under the same SAs with a SecY each:
+ * secy_new_beside.
  */
 #ifndef LASTMILE_DATAPLANE_H
 #define LASTMILE_DATAPLANE_H
@@ -68,6 +69,11 @@ struct secy;
 /* secy_new allocates a SecY and chooses the cipher backend (NULL for the fastest here). *secy is
  * NULL and the result an error code where that fails. */
 int secy_new(const struct secy_config *config, const char *backend, struct secy **secy);
+
+/* secy_new_beside makes a SecY for another thread that is one entity with `first`. All calls that
+ * change SAs are to be made on each of them, on the first one first, while no thread works with
+ * any; the first one is freed last. */
+int secy_new_beside(struct secy *first, struct secy **secy);
 
 /* secy_free wipes all keys and frees; NULL is fine. */
 void secy_free(struct secy *secy);

@@ -28,8 +28,8 @@ _Static_assert((int)ENGINE_PACKET == (int)PORT_PACKET && (int)ENGINE_XDP_TX == (
 _Static_assert((int)PORT_BATCH <= (int)GRO_FRAMES, "a batch fits the table of gro");
 
 enum {
-    CHANNELS_MAX = 64,                                      /* of one engine */
-    SOURCES = 1 + CHANNELS_MAX * (2 + ENGINE_FEATURES_MAX), /* of one worker, at most */
+    CHANNELS_MAX = 64,                                                 /* of one engine */
+    SOURCES = 1 + CHANNELS_MAX * (PORT_FDS_MAX + ENGINE_FEATURES_MAX), /* of one worker, at most */
     ROOM_WAIT_MS = 5,      /* one wait for a port that takes no more */
     ROOM_WAITS = 4,        /* then the rest of the batch is dropped */
     BURST_MIN = 256 << 10, /* octets: the bucket of a slow feature still holds super-segments */
@@ -67,38 +67,59 @@ static const char *const counter_names[] = {
 
 /* What a worker waits on. */
 struct source {
-    struct channel *channel;
-    struct feature *feature; /* NULL: the port */
-    unsigned index;          /* in the worker's lists */
+    struct lane *lane;
+    struct queue *queue; /* NULL: the port */
+    unsigned index;      /* in the worker's lists */
+};
+
+/* What the lanes of a feature may still send, together. */
+struct bucket {
+    uint64_t rate;           /* octets per second, 0: no limit */
+    _Atomic int64_t tokens;  /* octets; below 0 nothing is read */
+    _Atomic uint64_t refill; /* ns: when tokens was right */
 };
 
 struct feature {
-    struct source source;
-    int fd; /* -1: this place is free */
+    bool used; /* false: this place is free */
     char device[ENGINE_DEVICE_SIZE];
     uint16_t vid;
     bool uso;
+    struct bucket bucket;
+};
+
+/* A lane's queue of a feature's TAP. */
+struct queue {
+    struct source source;
+    struct feature *feature;
+    int fd;
     bool throttled;
-    struct feature *next_throttled; /* of the worker's list */
-    uint64_t rate;                  /* octets per second, 0: no limit */
-    int64_t tokens;                 /* octets; below 0 nothing is read */
-    uint64_t refill;                /* ns: when tokens was right */
+    struct queue *next_throttled; /* of the worker's list */
     uint64_t counters[4];
+};
+
+/* One of the lanes of a channel: all that the core that sends and the one that receives need. */
+struct lane {
+    struct channel *channel;
+    struct worker *out_worker, *in_worker;
+    unsigned port_fds;
+    struct source port_sources[PORT_FDS_MAX];
+    struct port port;
+    struct secy *out, *in;
+    struct queue queues[ENGINE_FEATURES_MAX];
+    uint64_t counters[COUNTER_COUNT];
+    struct gro gro;
+    uint8_t packet[sizeof(struct vnet_hdr) + VNET_PACKET_MAX]; /* as read from a TAP */
 };
 
 struct channel {
     struct engine *engine;
-    struct worker *out_worker, *in_worker;
-    struct source port_source, xdp_source;
-    struct port port;
-    struct secy *out, *in;
+    unsigned lane_count;
+    struct lane *lanes[ENGINE_LANES_MAX];
+    uint64_t workers; /* a bit for each worker that has a lane of it */
     int encoding_an;
     struct feature features[ENGINE_FEATURES_MAX];
     uint8_t by_vid[VIDS];
     uint8_t untagged;
-    uint64_t counters[COUNTER_COUNT];
-    struct gro gro;
-    uint8_t packet[sizeof(struct vnet_hdr) + VNET_PACKET_MAX]; /* as read from a TAP */
 };
 
 struct worker {
@@ -108,12 +129,13 @@ struct worker {
     unsigned count;
     struct pollfd fds[SOURCES];
     struct source *sources[SOURCES]; /* NULL for `wake` */
-    struct feature *throttled;       /* features whose bucket is empty */
+    struct queue *throttled;         /* queues whose bucket is empty */
     struct engine *engine;
     atomic_bool park;
     atomic_bool stop;
     sem_t parked, go;
 };
+_Static_assert(ENGINE_WORKERS_MAX <= 64, "a channel's workers are bits of 64");
 
 struct engine {
     unsigned channels;
@@ -160,48 +182,75 @@ static void look_at(struct worker *worker, const struct source *source, int fd, 
     worker->fds[source->index].fd = look ? fd : -1;
 }
 
-/* Leave a TAP unread for a while, so that packets wait in the kernel's queueing discipline and not
- * here. */
-static void throttle(struct worker *worker, struct feature *feature)
+/* Leave a queue unread for a while, so that packets wait in the kernel's queueing discipline and
+ * not here. */
+static void throttle(struct worker *worker, struct queue *queue)
 {
-    feature->throttled = true;
-    feature->next_throttled = worker->throttled;
-    worker->throttled = feature;
-    look_at(worker, &feature->source, feature->fd, false);
+    queue->throttled = true;
+    queue->next_throttled = worker->throttled;
+    worker->throttled = queue;
+    look_at(worker, &queue->source, queue->fd, false);
 }
 
-static void release(struct worker *worker, struct feature *feature)
+static void release(struct worker *worker, struct queue *queue)
 {
-    struct feature **at = &worker->throttled;
-    while (*at != feature)
+    struct queue **at = &worker->throttled;
+    while (*at != queue)
         at = &(*at)->next_throttled;
-    *at = feature->next_throttled;
-    feature->throttled = false;
-    look_at(worker, &feature->source, feature->fd, true);
+    *at = queue->next_throttled;
+    queue->throttled = false;
+    look_at(worker, &queue->source, queue->fd, true);
 }
 
-/* Refill the bucket by the time that has passed; whether the feature may send. */
-static bool may_send(struct worker *worker, struct feature *feature, uint64_t now)
+/* Refill the bucket by the time that has passed; returns what is in it. */
+static int64_t bucket_level(struct bucket *bucket, uint64_t now)
 {
-    const uint64_t passed = now - feature->refill;
-    const uint64_t burst = feature->rate / 1000 * BURST_MS;
-    const int64_t most = (int64_t)(burst > BURST_MIN ? burst : BURST_MIN);
+    uint64_t refill = atomic_load_explicit(&bucket->refill, memory_order_relaxed);
+    const uint64_t passed =
+        now > refill ? (now - refill) / 1000 : 0; /* us; the rest counts later */
+    int64_t tokens = atomic_load_explicit(&bucket->tokens, memory_order_relaxed), after;
 
-    feature->refill += passed / 1000 * 1000; /* the rest counts next time */
-    /* An idle second fills any bucket; more would overflow. */
-    feature->tokens +=
-        passed > 1000000000U ? most : (int64_t)(feature->rate * (passed / 1000) / 1000000U);
-    if (feature->tokens > most)
-        feature->tokens = most;
-    if (feature->tokens <= 0 && !feature->throttled)
-        throttle(worker, feature);
-    return feature->tokens > 0;
+    if (passed == 0 ||
+        !atomic_compare_exchange_strong_explicit(&bucket->refill, &refill, refill + passed * 1000,
+                                                 memory_order_relaxed, memory_order_relaxed))
+        return tokens; /* another lane has just done it */
+    const uint64_t burst = bucket->rate / 1000 * BURST_MS;
+    const int64_t most = (int64_t)(burst > BURST_MIN ? burst : BURST_MIN);
+    do {
+        /* An idle second fills any bucket; more would overflow. */
+        after = passed > 1000000U ? most : tokens + (int64_t)(bucket->rate * passed / 1000000U);
+        after = after > most ? most : after;
+    } while (!atomic_compare_exchange_weak_explicit(&bucket->tokens, &tokens, after,
+                                                    memory_order_relaxed, memory_order_relaxed));
+    return after;
+}
+
+static void bucket_set(struct bucket *bucket, uint64_t rate)
+{
+    bucket->rate = rate;
+    atomic_store_explicit(&bucket->tokens, BURST_MIN, memory_order_relaxed);
+    atomic_store_explicit(&bucket->refill, now_ns(), memory_order_relaxed);
+}
+
+/* Whether the bucket, if there is one, lets another packet out. */
+static bool bucket_lets(struct bucket *bucket)
+{
+    return bucket->rate == 0 || atomic_load_explicit(&bucket->tokens, memory_order_relaxed) > 0;
+}
+
+/* Whether a queue of a limited feature may send now; if not it is left alone until it may. */
+static bool may_send(struct worker *worker, struct queue *queue, uint64_t now)
+{
+    const bool may = bucket_level(&queue->feature->bucket, now) > 0;
+    if (!may && !queue->throttled)
+        throttle(worker, queue);
+    return may;
 }
 
 /* Send a batch; waits a little for a device that is full, then drops by name. */
-static void send_batch(struct channel *channel, const struct frame *frames, unsigned n)
+static void send_batch(struct lane *lane, const struct frame *frames, unsigned n)
 {
-    struct port *port = &channel->port;
+    struct port *port = &lane->port;
     unsigned done = 0, waits = 0, dropped = 0;
 
     while (done < n) {
@@ -215,42 +264,43 @@ static void send_batch(struct channel *channel, const struct frame *frames, unsi
         } else {
             for (; done < n; done++)
                 dropped += verdict_delivers(frames[done].verdict) != 0;
-            count(&channel->counters[sent == 0 ? COUNTER_OUT_DROP_PORT_FULL
-                                               : COUNTER_OUT_DROP_PORT_ERROR],
+            count(&lane->counters[sent == 0 ? COUNTER_OUT_DROP_PORT_FULL
+                                            : COUNTER_OUT_DROP_PORT_ERROR],
                   dropped);
         }
     }
     unsigned delivered = 0;
     for (unsigned i = 0; i < n; i++)
         delivered += verdict_delivers(frames[i].verdict) != 0;
-    count(&channel->counters[COUNTER_OUT_FRAMES], delivered - dropped);
-    count(&channel->counters[COUNTER_OUT_BATCHES], 1);
+    count(&lane->counters[COUNTER_OUT_FRAMES], delivered - dropped);
+    count(&lane->counters[COUNTER_OUT_BATCHES], 1);
 }
 
 /* Read one packet of a feature and plan how to cut it. False: nothing waits. */
-static bool read_packet(struct worker *worker, struct channel *channel, struct feature *feature,
+static bool read_packet(struct worker *worker, struct lane *lane, struct queue *queue,
                         struct gso *gso)
 {
-    uint8_t *const packet = channel->packet + sizeof(struct vnet_hdr);
+    uint8_t *const packet = lane->packet + sizeof(struct vnet_hdr);
     struct vnet_hdr hdr;
 
     for (;;) {
-        const ssize_t got = read(feature->fd, channel->packet, sizeof channel->packet);
+        const ssize_t got = read(queue->fd, lane->packet, sizeof lane->packet);
         if (got < 0) {
             if (errno != EAGAIN && errno != EINTR) /* somebody deleted the device */
-                look_at(worker, &feature->source, feature->fd, false);
+                look_at(worker, &queue->source, queue->fd, false);
             return false;
         }
         const size_t len = (size_t)got - sizeof hdr;
-        memcpy(&hdr, channel->packet, sizeof hdr);
+        memcpy(&hdr, lane->packet, sizeof hdr);
         if ((size_t)got > sizeof hdr && gso_plan(gso, &hdr, packet, (uint32_t)len)) {
-            count(&feature->counters[0], 1);
-            count(&feature->counters[1], len);
-            if (feature->rate)
-                feature->tokens -= (int64_t)len;
+            count(&queue->counters[0], 1);
+            count(&queue->counters[1], len);
+            if (queue->feature->bucket.rate)
+                atomic_fetch_sub_explicit(&queue->feature->bucket.tokens, (int64_t)len,
+                                          memory_order_relaxed);
             return true;
         }
-        count(&channel->counters[COUNTER_OUT_DROP_MALFORMED], 1);
+        count(&lane->counters[COUNTER_OUT_DROP_MALFORMED], 1);
     }
 }
 
@@ -263,22 +313,23 @@ static uint32_t lay(uint32_t at, uint32_t size, uint32_t chunk)
 }
 
 /* One batch, or as many as it takes to empty the last packet read. */
-static void channel_out(struct worker *worker, struct channel *channel, struct feature *feature)
+static void lane_out(struct worker *worker, struct lane *lane, struct queue *queue)
 {
-    struct port *port = &channel->port;
+    struct feature *feature = queue->feature;
+    struct port *port = &lane->port;
     struct frame frames[PORT_BATCH];
     struct gso gso;
     uint32_t segment = 0;
     unsigned waits = 0;
     bool pending = false;
 
-    if (feature->rate && !may_send(worker, feature, now_ns()))
+    if (feature->bucket.rate && !may_send(worker, queue, now_ns()))
         return;
     do {
         const int64_t region = port_tx_begin(port);
         if (region < 0) {
             if (waits++ == ROOM_WAITS && pending) {
-                count(&channel->counters[COUNTER_OUT_DROP_PORT_FULL], gso.segments - segment);
+                count(&lane->counters[COUNTER_OUT_DROP_PORT_FULL], gso.segments - segment);
                 return;
             }
             struct pollfd room = {.fd = port->tx_fd, .events = POLLOUT};
@@ -291,8 +342,7 @@ static void channel_out(struct worker *worker, struct channel *channel, struct f
         unsigned n = 0;
         for (bool room = true; room && n < PORT_BATCH;) {
             if (!pending) {
-                if ((feature->rate && feature->tokens <= 0) ||
-                    !read_packet(worker, channel, feature, &gso))
+                if (!bucket_lets(&feature->bucket) || !read_packet(worker, lane, queue, &gso))
                     break;
                 pending = true;
                 segment = 0;
@@ -317,8 +367,8 @@ static void channel_out(struct worker *worker, struct channel *channel, struct f
         }
         if (n == 0)
             return;
-        secy_protect(channel->out, port->tx_arena, frames, n);
-        send_batch(channel, frames, n);
+        secy_protect(lane->out, port->tx_arena, frames, n);
+        send_batch(lane, frames, n);
     } while (pending);
 }
 _Static_assert((int)PORT_TX_REGION > SECY_HEADROOM + VNET_PACKET_MAX + SECY_TAILROOM,
@@ -326,39 +376,40 @@ _Static_assert((int)PORT_TX_REGION > SECY_HEADROOM + VNET_PACKET_MAX + SECY_TAIL
 
 /* ---- in ------------------------------------------------------------------------------------- */
 
-static void write_packets(struct channel *channel)
+static void write_packets(struct lane *lane)
 {
-    struct gro *gro = &channel->gro;
+    struct gro *gro = &lane->gro;
     struct gro_piece pieces[GRO_FRAMES];
     struct iovec vectors[GRO_FRAMES + 1];
     struct vnet_hdr hdr;
 
     for (unsigned i = 0; i < gro->count; i++) {
-        struct feature *feature = &channel->features[gro->packet[i].out];
+        struct queue *queue = &lane->queues[gro->packet[i].out];
         const unsigned n = gro_finish(gro, i, &hdr, pieces);
         vectors[0] = (struct iovec){&hdr, sizeof hdr};
         for (unsigned k = 0; k < n; k++)
             vectors[k + 1] = (struct iovec){gro->arena + pieces[k].at, pieces[k].len};
-        if (writev(feature->fd, vectors, (int)n + 1) < 0) {
-            count(&channel->counters[COUNTER_IN_DROP_TAP], gro->packet[i].count);
+        if (writev(queue->fd, vectors, (int)n + 1) < 0) {
+            count(&lane->counters[COUNTER_IN_DROP_TAP], gro->packet[i].count);
         } else {
-            count(&feature->counters[2], 1);
-            count(&feature->counters[3], gro->packet[i].len);
+            count(&queue->counters[2], 1);
+            count(&queue->counters[3], gro->packet[i].len);
         }
     }
 }
 
-static void channel_in(struct channel *channel)
+static void lane_in(struct lane *lane)
 {
-    struct port *port = &channel->port;
-    struct gro *gro = &channel->gro;
+    const struct channel *channel = lane->channel;
+    struct port *port = &lane->port;
+    struct gro *gro = &lane->gro;
     struct frame frames[PORT_BATCH];
     unsigned no_feature = 0;
 
     const int n = port_receive(port, frames);
     if (n <= 0)
         return; /* nothing, or the device is gone: its owner learns that by netlink */
-    secy_validate(channel->in, port->rx_arena, frames, (size_t)n);
+    secy_validate(lane->in, port->rx_arena, frames, (size_t)n);
     gro_begin(gro, port->rx_arena);
     for (int i = 0; i < n; i++) {
         const struct frame *frame = &frames[i];
@@ -372,25 +423,25 @@ static void channel_in(struct channel *channel)
         }
         gro_add(gro, frame->at, frame->len, f, channel->features[f].uso);
     }
-    write_packets(channel);
+    write_packets(lane);
     port_release(port);
-    count(&channel->counters[COUNTER_IN_BATCHES], 1);
-    count(&channel->counters[COUNTER_IN_FRAMES], (uint64_t)n);
+    count(&lane->counters[COUNTER_IN_BATCHES], 1);
+    count(&lane->counters[COUNTER_IN_FRAMES], (uint64_t)n);
     if (no_feature)
-        count(&channel->counters[COUNTER_IN_DROP_NO_FEATURE], no_feature);
+        count(&lane->counters[COUNTER_IN_DROP_NO_FEATURE], no_feature);
 }
 
 /* ---- workers -------------------------------------------------------------------------------- */
 
-/* Let those features go on whose buckets have filled. */
+/* Let those queues go on whose buckets have filled. */
 static void release_throttled(struct worker *worker)
 {
     const uint64_t now = now_ns();
-    struct feature *next;
-    for (struct feature *feature = worker->throttled; feature; feature = next) {
-        next = feature->next_throttled;
-        if (may_send(worker, feature, now))
-            release(worker, feature);
+    struct queue *next;
+    for (struct queue *queue = worker->throttled; queue; queue = next) {
+        next = queue->next_throttled;
+        if (may_send(worker, queue, now))
+            release(worker, queue);
     }
 }
 
@@ -422,10 +473,10 @@ static void *run(void *argument)
             if (!source)
                 continue;
             busy = true;
-            if (source->feature)
-                channel_out(worker, source->channel, source->feature);
+            if (source->queue)
+                lane_out(worker, source->lane, source->queue);
             else
-                channel_in(source->channel);
+                lane_in(source->lane);
         }
     }
     return NULL;
@@ -447,20 +498,23 @@ static void unpark(struct worker *worker)
     sem_post(&worker->go);
 }
 
+/* A channel's workers stand still all at once: no lane sends under an SA when another does not. */
 static void channel_park(struct channel *channel)
 {
-    pthread_mutex_lock(&channel->engine->control);
-    park(channel->out_worker);
-    if (channel->in_worker != channel->out_worker)
-        park(channel->in_worker);
+    struct engine *engine = channel->engine;
+    pthread_mutex_lock(&engine->control);
+    for (unsigned i = 0; i < engine->count; i++)
+        if (channel->workers >> i & 1)
+            park(&engine->workers[i]);
 }
 
 static void channel_unpark(struct channel *channel)
 {
-    unpark(channel->out_worker);
-    if (channel->in_worker != channel->out_worker)
-        unpark(channel->in_worker);
-    pthread_mutex_unlock(&channel->engine->control);
+    struct engine *engine = channel->engine;
+    for (unsigned i = 0; i < engine->count; i++)
+        if (channel->workers >> i & 1)
+            unpark(&engine->workers[i]);
+    pthread_mutex_unlock(&engine->control);
 }
 
 static int worker_start(struct engine *engine, unsigned number, int pin)
@@ -549,45 +603,100 @@ const char *engine_error(int code, char *text, size_t size)
     return text;
 }
 
+static bool valid(const struct engine *engine, const struct channel_config *config)
+{
+    if (config->lanes == 0 || config->lanes > ENGINE_LANES_MAX || config->path > ENGINE_XDP ||
+        config->secy.frame_max > PORT_FRAME_MAX || config->secy.clear_tags ||
+        !config->secy.pop_vlan || !memchr(config->device, 0, sizeof config->device))
+        return false;
+    for (unsigned i = 0; i < config->lanes; i++)
+        if (config->out_worker[i] >= engine->count || config->in_worker[i] >= engine->count)
+            return false;
+    return true;
+}
+
+static void lane_free(struct lane *lane)
+{
+    port_close(&lane->port);
+    secy_free(lane->out);
+    secy_free(lane->in);
+    free(lane);
+}
+
+static int lane_new(struct channel *channel, const struct channel_config *config,
+                    const char *backend)
+{
+    const unsigned number = channel->lane_count;
+    struct lane *first = channel->lanes[0];
+    struct lane *new = calloc(1, sizeof *new);
+    if (!new)
+        return ERR_MEMORY;
+    new->channel = channel;
+    new->out_worker = &channel->engine->workers[config->out_worker[number]];
+    new->in_worker = &channel->engine->workers[config->in_worker[number]];
+    int error = number ? secy_new_beside(first->out, &new->out)
+                       : secy_new(&config->secy, backend, &new->out);
+    if (!error)
+        error = number ? secy_new_beside(first->in, &new->in)
+                       : secy_new(&config->secy, backend, &new->in);
+    if (!error) {
+        const struct port_order order = {
+            .device = config->device,
+            .frame_max = config->secy.frame_max,
+            .path = (enum port_path)config->path,
+            .lane = number,
+            .lanes = config->lanes,
+        };
+        error = port_open(&new->port, &order, number ? &first->port : NULL);
+    }
+    if (error) {
+        lane_free(new);
+        return error;
+    }
+    channel->workers |= UINT64_C(1) << new->out_worker->number;
+    channel->workers |= UINT64_C(1) << new->in_worker->number;
+    channel->lanes[channel->lane_count++] = new;
+    return 0;
+}
+
+static void lanes_free(struct channel *channel)
+{
+    while (channel->lane_count)
+        lane_free(channel->lanes[--channel->lane_count]);
+}
+
 int channel_new(struct engine *engine, const struct channel_config *config, const char *backend,
                 struct channel **channel)
 {
+    int fds[PORT_FDS_MAX];
+
     *channel = NULL;
-    if (config->out_worker >= engine->count || config->in_worker >= engine->count ||
-        config->path > ENGINE_XDP || config->secy.frame_max > PORT_FRAME_MAX ||
-        config->secy.clear_tags || !config->secy.pop_vlan ||
-        !memchr(config->device, 0, sizeof config->device))
-        return ERR_ARGUMENT;
-    if (engine->channels == CHANNELS_MAX)
+    if (!valid(engine, config) || engine->channels == CHANNELS_MAX)
         return ERR_ARGUMENT;
     struct channel *new = calloc(1, sizeof *new);
     if (!new)
         return ERR_MEMORY;
     new->engine = engine;
-    new->out_worker = &engine->workers[config->out_worker];
-    new->in_worker = &engine->workers[config->in_worker];
-    new->port_source = new->xdp_source = (struct source){.channel = new};
     new->encoding_an = -1;
     new->untagged = NO_FEATURE;
     memset(new->by_vid, NO_FEATURE, sizeof new->by_vid);
-    for (unsigned i = 0; i < ENGINE_FEATURES_MAX; i++)
-        new->features[i].fd = -1;
-    int error = secy_new(&config->secy, backend, &new->out);
-    if (!error)
-        error = secy_new(&config->secy, backend, &new->in);
-    if (!error)
-        error = port_open(&new->port, config->device, config->secy.frame_max,
-                          (enum port_path)config->path);
+    int error = 0;
+    while (!error && new->lane_count < config->lanes)
+        error = lane_new(new, config, backend);
     if (error) {
-        secy_free(new->out);
-        secy_free(new->in);
+        lanes_free(new);
         free(new);
         return error;
     }
     channel_park(new);
-    watch(new->in_worker, new->port.rx_fd, &new->port_source);
-    if (new->port.path == PORT_XDP)
-        watch(new->in_worker, port_xdp_fd(&new->port), &new->xdp_source);
+    for (unsigned i = 0; i < new->lane_count; i++) {
+        struct lane *lane = new->lanes[i];
+        lane->port_fds = port_rx_fds(&lane->port, fds);
+        for (unsigned k = 0; k < lane->port_fds; k++) {
+            lane->port_sources[k] = (struct source){.lane = lane};
+            watch(lane->in_worker, fds[k], &lane->port_sources[k]);
+        }
+    }
     engine->channels++;
     channel_unpark(new);
     *channel = new;
@@ -597,15 +706,20 @@ int channel_new(struct engine *engine, const struct channel_config *config, cons
 static void feature_end(struct channel *channel, unsigned i, bool keep)
 {
     struct feature *feature = &channel->features[i];
-    if (feature->throttled)
-        release(channel->out_worker, feature);
-    unwatch(channel->out_worker, &feature->source);
-    tap_close(feature->fd, keep);
+    for (unsigned k = 0; k < channel->lane_count; k++) {
+        struct lane *lane = channel->lanes[k];
+        struct queue *queue = &lane->queues[i];
+        if (queue->throttled)
+            release(lane->out_worker, queue);
+        unwatch(lane->out_worker, &queue->source);
+        tap_close(queue->fd, keep);
+        queue->fd = -1;
+    }
     if (feature->vid == ENGINE_UNTAGGED)
         channel->untagged = channel->by_vid[0] = NO_FEATURE;
     else
         channel->by_vid[feature->vid] = NO_FEATURE;
-    feature->fd = -1;
+    feature->used = false;
 }
 
 void channel_free(struct channel *channel, int keep)
@@ -614,85 +728,87 @@ void channel_free(struct channel *channel, int keep)
         return;
     channel_park(channel);
     for (unsigned i = 0; i < ENGINE_FEATURES_MAX; i++)
-        if (channel->features[i].fd >= 0)
+        if (channel->features[i].used)
             feature_end(channel, i, keep != 0);
-    unwatch(channel->in_worker, &channel->port_source);
-    if (channel->port.path == PORT_XDP)
-        unwatch(channel->in_worker, &channel->xdp_source);
-    port_close(&channel->port);
-    secy_free(channel->out);
-    secy_free(channel->in);
+    for (unsigned i = 0; i < channel->lane_count; i++)
+        for (unsigned k = 0; k < channel->lanes[i]->port_fds; k++)
+            unwatch(channel->lanes[i]->in_worker, &channel->lanes[i]->port_sources[k]);
     channel->engine->channels--;
     channel_unpark(channel);
+    lanes_free(channel);
     free(channel);
+}
+
+unsigned channel_lanes(const struct channel *channel)
+{
+    return channel->lane_count;
 }
 
 unsigned channel_path(const struct channel *channel)
 {
-    return channel->port.path;
+    return channel->lanes[0]->port.path;
 }
 
 int channel_zero_copy(const struct channel *channel)
 {
-    return channel->port.zero_copy;
+    return channel->lanes[0]->port.zero_copy;
 }
 
 const char *channel_backend(const struct channel *channel)
 {
-    return secy_backend(channel->out);
+    return secy_backend(channel->lanes[0]->out);
 }
 
 const char *channel_note(const struct channel *channel)
 {
-    return secy_note(channel->out);
+    return secy_note(channel->lanes[0]->out);
 }
 
 int channel_feature_add(struct channel *channel, const char *device, unsigned vid, unsigned mtu,
                         uint64_t rate)
 {
     unsigned place = 0;
+    int fds[ENGINE_LANES_MAX];
     uint8_t mac[6];
     bool uso;
-    int fd;
 
     const bool untagged = vid == ENGINE_UNTAGGED;
     if ((!untagged && (vid == 0 || vid >= VIDS - 1)) || strlen(device) >= ENGINE_DEVICE_SIZE ||
         (untagged ? channel->untagged : channel->by_vid[vid]) != NO_FEATURE)
         return ERR_ARGUMENT;
-    while (place < ENGINE_FEATURES_MAX && channel->features[place].fd >= 0)
+    while (place < ENGINE_FEATURES_MAX && channel->features[place].used)
         place++;
     if (place == ENGINE_FEATURES_MAX)
         return ERR_ARGUMENT;
-    int error = port_mac(channel->port.name, mac);
+    int error = port_mac(channel->lanes[0]->port.name, mac);
     if (!error)
-        error = tap_open(device, mtu, mac, &fd, &uso);
+        error = tap_open(device, mtu, mac, channel->lane_count, fds, &uso);
     if (error)
         return error;
 
     struct feature *feature = &channel->features[place];
     channel_park(channel);
-    *feature = (struct feature){
-        .source = {.channel = channel, .feature = feature},
-        .fd = fd,
-        .vid = (uint16_t)vid,
-        .uso = uso,
-        .rate = rate,
-        .refill = now_ns(),
-        .tokens = BURST_MIN,
-    };
+    *feature = (struct feature){.used = true, .vid = (uint16_t)vid, .uso = uso};
+    bucket_set(&feature->bucket, rate);
     memcpy(feature->device, device, strlen(device) + 1);
+    for (unsigned i = 0; i < channel->lane_count; i++) {
+        struct lane *lane = channel->lanes[i];
+        struct queue *queue = &lane->queues[place];
+        *queue = (struct queue){
+            .source = {.lane = lane, .queue = queue}, .feature = feature, .fd = fds[i]};
+        watch(lane->out_worker, queue->fd, &queue->source);
+    }
     if (untagged)
         channel->untagged = channel->by_vid[0] = (uint8_t)place;
     else
         channel->by_vid[vid] = (uint8_t)place;
-    watch(channel->out_worker, fd, &feature->source);
     channel_unpark(channel);
     return (int)place;
 }
 
 static bool has_feature(const struct channel *channel, unsigned feature)
 {
-    return feature < ENGINE_FEATURES_MAX && channel->features[feature].fd >= 0;
+    return feature < ENGINE_FEATURES_MAX && channel->features[feature].used;
 }
 
 int channel_feature_set(struct channel *channel, unsigned i, unsigned mtu, uint64_t rate)
@@ -704,11 +820,10 @@ int channel_feature_set(struct channel *channel, unsigned i, unsigned mtu, uint6
     if (error)
         return error;
     channel_park(channel);
-    feature->rate = rate;
-    feature->tokens = BURST_MIN;
-    feature->refill = now_ns();
-    if (feature->throttled)
-        release(channel->out_worker, feature);
+    bucket_set(&feature->bucket, rate);
+    for (unsigned k = 0; k < channel->lane_count; k++)
+        if (channel->lanes[k]->queues[i].throttled)
+            release(channel->lanes[k]->out_worker, &channel->lanes[k]->queues[i]);
     channel_unpark(channel);
     return 0;
 }
@@ -727,9 +842,9 @@ int channel_carrier(struct channel *channel, int on)
 {
     int result = 0;
     for (unsigned i = 0; i < ENGINE_FEATURES_MAX; i++) {
-        if (channel->features[i].fd < 0)
+        if (!channel->features[i].used)
             continue;
-        const int error = tap_set_carrier(channel->features[i].fd, on != 0);
+        const int error = tap_set_carrier(channel->lanes[0]->queues[i].fd, on != 0);
         if (error)
             result = error;
     }
@@ -738,19 +853,32 @@ int channel_carrier(struct channel *channel, int on)
 
 /* ---- the SecY ------------------------------------------------------------------------------- */
 
+/* Every change is made in all lanes while all of them stand still, in the first one first. They
+ * have the same tables, so what one refuses all refuse; but setting up a key may also fail for want
+ * of memory, in any of them: then the others give theirs back. */
+
 int channel_tx_install(struct channel *channel, unsigned an, const struct secy_key *key,
                        uint64_t next_pn)
 {
+    unsigned done = 0;
+    int error = 0;
     channel_park(channel);
-    const int error = secy_tx_install(channel->out, an, key, next_pn);
+    while (!error && done < channel->lane_count) {
+        error = secy_tx_install(channel->lanes[done]->out, an, key, next_pn);
+        done += !error;
+    }
+    while (error && done > 0)
+        secy_tx_delete(channel->lanes[--done]->out, an);
     channel_unpark(channel);
     return error;
 }
 
 int channel_tx_enable(struct channel *channel, unsigned an)
 {
+    int error = 0;
     channel_park(channel);
-    const int error = secy_tx_enable(channel->out, an);
+    for (unsigned i = 0; !error && i < channel->lane_count; i++)
+        error = secy_tx_enable(channel->lanes[i]->out, an);
     if (!error)
         channel->encoding_an = (int)an;
     channel_unpark(channel);
@@ -759,63 +887,70 @@ int channel_tx_enable(struct channel *channel, unsigned an)
 
 int channel_tx_delete(struct channel *channel, unsigned an, uint64_t *next_pn)
 {
+    int error = 0;
     channel_park(channel);
     if (next_pn)
-        *next_pn = secy_tx_next_pn(channel->out, an);
-    const int error = secy_tx_delete(channel->out, an);
+        *next_pn = secy_tx_next_pn(channel->lanes[0]->out, an);
+    for (unsigned i = 0; !error && i < channel->lane_count; i++)
+        error = secy_tx_delete(channel->lanes[i]->out, an);
     if (!error && channel->encoding_an == (int)an)
         channel->encoding_an = -1;
     channel_unpark(channel);
     return error;
 }
 
+/* A call on the receiving SecY of each lane. */
+#define IN_ALL_LANES(call)                                                                         \
+    do {                                                                                           \
+        int error = 0;                                                                             \
+        channel_park(channel);                                                                     \
+        for (unsigned i = 0; !error && i < channel->lane_count; i++) {                             \
+            struct secy *in = channel->lanes[i]->in;                                               \
+            error = (call);                                                                        \
+        }                                                                                          \
+        channel_unpark(channel);                                                                   \
+        return error;                                                                              \
+    } while (0)
+
 int channel_rx_add(struct channel *channel, const uint8_t sci[8])
 {
-    channel_park(channel);
-    const int error = secy_rx_add(channel->in, sci);
-    channel_unpark(channel);
-    return error;
+    IN_ALL_LANES(secy_rx_add(in, sci));
 }
 
 int channel_rx_remove(struct channel *channel, const uint8_t sci[8])
 {
-    channel_park(channel);
-    const int error = secy_rx_remove(channel->in, sci);
-    channel_unpark(channel);
-    return error;
+    IN_ALL_LANES(secy_rx_remove(in, sci));
 }
 
 int channel_rx_install(struct channel *channel, const uint8_t sci[8], unsigned an,
                        const struct secy_key *key, uint64_t lowest_pn)
 {
+    unsigned done = 0;
+    int error = 0;
     channel_park(channel);
-    const int error = secy_rx_install(channel->in, sci, an, key, lowest_pn);
+    while (!error && done < channel->lane_count) {
+        error = secy_rx_install(channel->lanes[done]->in, sci, an, key, lowest_pn);
+        done += !error;
+    }
+    while (error && done > 0)
+        secy_rx_delete(channel->lanes[--done]->in, sci, an);
     channel_unpark(channel);
     return error;
 }
 
 int channel_rx_enable(struct channel *channel, const uint8_t sci[8], unsigned an, int active)
 {
-    channel_park(channel);
-    const int error = secy_rx_enable(channel->in, sci, an, active);
-    channel_unpark(channel);
-    return error;
+    IN_ALL_LANES(secy_rx_enable(in, sci, an, active));
 }
 
 int channel_rx_raise(struct channel *channel, const uint8_t sci[8], unsigned an, uint64_t lowest_pn)
 {
-    channel_park(channel);
-    const int error = secy_rx_raise(channel->in, sci, an, lowest_pn);
-    channel_unpark(channel);
-    return error;
+    IN_ALL_LANES(secy_rx_raise(in, sci, an, lowest_pn));
 }
 
 int channel_rx_delete(struct channel *channel, const uint8_t sci[8], unsigned an)
 {
-    channel_park(channel);
-    const int error = secy_rx_delete(channel->in, sci, an);
-    channel_unpark(channel);
-    return error;
+    IN_ALL_LANES(secy_rx_delete(in, sci, an));
 }
 
 int channel_encoding_an(const struct channel *channel)
@@ -825,13 +960,13 @@ int channel_encoding_an(const struct channel *channel)
 
 uint64_t channel_tx_next_pn(const struct channel *channel, unsigned an)
 {
-    return secy_tx_next_pn(channel->out, an);
+    return secy_tx_next_pn(channel->lanes[0]->out, an);
 }
 
 uint64_t channel_rx_lowest_pn(struct channel *channel, const uint8_t sci[8], unsigned an)
 {
     channel_park(channel);
-    const uint64_t lowest = secy_rx_lowest_pn(channel->in, sci, an);
+    const uint64_t lowest = secy_rx_lowest_pn(channel->lanes[0]->in, sci, an);
     channel_unpark(channel);
     return lowest;
 }
@@ -840,16 +975,27 @@ uint64_t channel_rx_lowest_pn(struct channel *channel, const uint8_t sci[8], uns
 
 uint64_t channel_secy_counter(const struct channel *channel, unsigned i)
 {
-    return secy_counter(channel->out, i) + secy_counter(channel->in, i);
+    uint64_t sum = 0;
+    for (unsigned k = 0; k < channel->lane_count; k++)
+        sum += secy_counter(channel->lanes[k]->out, i) + secy_counter(channel->lanes[k]->in, i);
+    return sum;
+}
+
+uint64_t channel_lane_counter(struct channel *channel, unsigned lane, unsigned i)
+{
+    if (lane >= channel->lane_count || i >= COUNTER_COUNT)
+        return 0;
+    if (i == COUNTER_IN_DROP_OVERRUN)
+        return port_overruns(&channel->lanes[lane]->port);
+    return __atomic_load_n(&channel->lanes[lane]->counters[i], __ATOMIC_RELAXED);
 }
 
 uint64_t channel_counter(struct channel *channel, unsigned i)
 {
-    if (i >= COUNTER_COUNT)
-        return 0;
-    if (i == COUNTER_IN_DROP_OVERRUN)
-        return port_overruns(&channel->port);
-    return __atomic_load_n(&channel->counters[i], __ATOMIC_RELAXED);
+    uint64_t sum = 0;
+    for (unsigned k = 0; k < channel->lane_count; k++)
+        sum += channel_lane_counter(channel, k, i);
+    return sum;
 }
 
 const char *engine_counter_name(unsigned i)
@@ -859,9 +1005,12 @@ const char *engine_counter_name(unsigned i)
 
 uint64_t feature_counter(const struct channel *channel, unsigned feature, unsigned i)
 {
+    uint64_t sum = 0;
     if (!has_feature(channel, feature) || i >= 4)
         return 0;
-    return __atomic_load_n(&channel->features[feature].counters[i], __ATOMIC_RELAXED);
+    for (unsigned k = 0; k < channel->lane_count; k++)
+        sum += __atomic_load_n(&channel->lanes[k]->queues[feature].counters[i], __ATOMIC_RELAXED);
+    return sum;
 }
 
 int engine_measure(unsigned path, uint64_t *ns)

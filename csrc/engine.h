@@ -5,15 +5,28 @@
  *     in    port_receive -> secy_validate -> feature by VLAN tag -> gro -> TAP write
  *
  * A channel is an uplink port with a SecY; a feature is one VLAN on it, seen by the kernel as a
- * TAP. Each channel has two halves, out and in, and each half belongs to one worker: a worker is a
- * thread, meant for one core, that waits with poll for the halves it was given. The two halves
- * share nothing that changes: each has its own struct secy with its own SAs and counters, and the
- * sums are taken when somebody asks. Hence no lock and no shared cache line on a packet's way.
+ * TAP. A worker is a thread, meant for one core, that waits with poll for what it was given.
  *
- * One core per direction is the unit of scale: all frames that leave under one SC leave in the
- * order of their packet numbers, so the receiver can keep a narrow replay window (or none), and
- * what scales over cores is channels and directions. The price is that one channel sends no more
- * than one core can cut and encrypt.
+ * A channel has lanes, at least one. A lane has sockets of its own on the port, a queue of its own
+ * of each TAP, a struct secy of its own for each direction; its half that sends belongs to one
+ * worker, its half that receives to one. The two halves share nothing that changes, and lanes share
+ * only what MACsec has once for an SC: the packet numbers and the replay window (secy.h). Counters
+ * are a half's own, and summed when somebody asks.
+ *
+ * One lane or several is a choice between order and speed:
+ *
+ *   One lane: all frames of the SC leave in the order of their packet numbers, so the receiver can
+ *   keep a narrow replay window (or none). One core cuts and encrypts all that the channel sends.
+ *
+ *   Several: the kernel spreads flows over the TAP's queues, so frames of one flow stay in order,
+ *   but those of different lanes overtake each other by what is in flight: a lane takes the numbers
+ *   of a batch, PORT_BATCH at most, when it starts to encrypt it, and others send meanwhile. The
+ *   receiver's window must cover that: lanes x PORT_BATCH at the very least, and some thousands
+ *   where a thread can lose its core in the middle of a batch.
+ *
+ * What arrives is spread by the port's receive queues, whose order is kept: queue q is lane
+ * q modulo lanes. To a NIC all MACsec frames look alike, so most put them into one queue, and one
+ * lane receives them all, whatever the number of lanes.
  *
  * Control calls come from any other thread. They park the workers concerned at the end of their
  * batch, change tables and keys in place, and let them go on: some microseconds in which packets
@@ -33,6 +46,7 @@
 
 enum {
     ENGINE_WORKERS_MAX = 64,
+    ENGINE_LANES_MAX = 16,    /* of one channel */
     ENGINE_FEATURES_MAX = 64, /* of one channel */
     ENGINE_UNTAGGED = 0xFFFF, /* in place of a VID: the feature without a tag */
     ENGINE_DEVICE_SIZE = 16,  /* octets of a device name with its terminating 0 */
@@ -45,10 +59,11 @@ struct engine;
 struct channel;
 
 struct channel_config {
-    char device[16];     /* the uplink */
-    unsigned path;       /* ENGINE_PACKET and so on */
-    unsigned out_worker; /* number of the worker that sends */
-    unsigned in_worker;  /* number of the worker that receives; may be the same */
+    char device[16];         /* the uplink */
+    unsigned path;           /* ENGINE_PACKET and so on */
+    unsigned lanes;          /* 1 to ENGINE_LANES_MAX */
+    unsigned out_worker[16]; /* by lane: number of the worker that sends */
+    unsigned in_worker[16];  /* by lane: number of the worker that receives; may be the same */
     struct secy_config secy;
 };
 
@@ -69,7 +84,9 @@ int channel_new(struct engine *engine, const struct channel_config *config, cons
                 struct channel **channel);
 void channel_free(struct channel *channel, int keep);
 
-/* channel_path is the path in use; channel_zero_copy tells whether AF_XDP works without copies. */
+/* channel_lanes is their number. channel_path is the path in use; channel_zero_copy tells whether
+ * AF_XDP works without copies. */
+unsigned channel_lanes(const struct channel *channel);
 unsigned channel_path(const struct channel *channel);
 int channel_zero_copy(const struct channel *channel);
 const char *channel_backend(const struct channel *channel);
@@ -106,9 +123,10 @@ uint64_t channel_tx_next_pn(const struct channel *channel, unsigned an);
 uint64_t channel_rx_lowest_pn(struct channel *channel, const uint8_t sci[8], unsigned an);
 
 /* channel_secy_counter: the i-th counter of counter_name(). channel_counter: the i-th of
- * engine_counter_name(), which returns NULL behind the last. */
+ * engine_counter_name(), which returns NULL behind the last; channel_lane_counter: one lane's. */
 uint64_t channel_secy_counter(const struct channel *channel, unsigned i);
 uint64_t channel_counter(struct channel *channel, unsigned i);
+uint64_t channel_lane_counter(struct channel *channel, unsigned lane, unsigned i);
 const char *engine_counter_name(unsigned i);
 
 /* feature_counter: out packets, out octets, in packets, in octets (i = 0 to 3), as the kernel

@@ -41,25 +41,52 @@ static int map(uint8_t **arena, size_t size)
     return 0;
 }
 
-int port_open(struct port *port, const char *device, uint32_t frame_max, enum port_path path)
+/* Divide what arrives among the lanes' sockets by receive queue. */
+static int join_lanes(struct port *port, const struct port *first)
 {
-    *port = (struct port){.rx_fd = -1, .tx_fd = -1, .path = path, .frame_max = frame_max};
-    strncpy(port->name, device, sizeof port->name - 1);
-    port->ifindex = (int)if_nametoindex(device);
-    port->rx_slot = (SECY_HEADROOM + frame_max + SECY_TAILROOM + 63) & ~63U;
-    port->rx_size = (size_t)port->rx_slot * PORT_BATCH;
+    uint32_t fanout = PACKET_FANOUT_QM << 16;
+    socklen_t size = sizeof fanout;
+
+    if (port->lanes == 1)
+        return 0;
+    fanout |= first ? first->group : (uint32_t)PACKET_FANOUT_FLAG_UNIQUEID << 16;
+    if (setsockopt(port->rx_fd, SOL_PACKET, PACKET_FANOUT, &fanout, sizeof fanout) < 0 ||
+        getsockopt(port->rx_fd, SOL_PACKET, PACKET_FANOUT, &fanout, &size) < 0)
+        return port_errno(errno);
+    port->group = (uint16_t)fanout;
+    return 0;
+}
+
+int port_open(struct port *port, const struct port_order *order, struct port *first)
+{
+    *port = (struct port){
+        .rx_fd = -1,
+        .tx_fd = -1,
+        .path = order->path,
+        .lane = order->lane,
+        .lanes = order->lanes,
+        .frame_max = order->frame_max,
+    };
+    strncpy(port->name, order->device, sizeof port->name - 1);
+    port->ifindex = (int)if_nametoindex(order->device);
+    port->rx_slot = (SECY_HEADROOM + port->frame_max + SECY_TAILROOM + 63) & ~63U;
+    port->slots_size = (size_t)port->rx_slot * PORT_BATCH;
     port->tx_size = (size_t)PORT_TX_REGION * PORT_TX_REGIONS;
     int error = port->ifindex ? 0 : port_errno(ENODEV);
     if (!error)
         error = map(&port->tx_arena, port->tx_size);
     if (!error)
-        error = map(&port->rx_arena, port->rx_size);
+        error = map(&port->slots, port->slots_size);
     if (!error)
         error = packet_socket(port->ifindex, htons(ETH_P_MACSEC), &port->rx_fd);
     if (!error)
+        error = join_lanes(port, first);
+    if (!error)
         error = packet_socket(port->ifindex, 0, &port->tx_fd);
-    if (!error && path != PORT_PACKET)
-        error = port_xdp_open(port);
+    if (!error && port->path != PORT_PACKET && port->lane >= port_queues(port->name))
+        port->path = PORT_PACKET;
+    if (!error && port->path != PORT_PACKET)
+        error = port_xdp_open(port, first);
     if (error)
         port_close(port);
     return error;
@@ -73,11 +100,17 @@ void port_close(struct port *port)
         close(port->rx_fd);
     if (port->tx_fd > 0)
         close(port->tx_fd);
-    if (port->rx_arena)
-        munmap(port->rx_arena, port->rx_size);
+    if (port->slots)
+        munmap(port->slots, port->slots_size);
     if (port->tx_arena)
         munmap(port->tx_arena, port->tx_size);
     *port = (struct port){.rx_fd = -1, .tx_fd = -1};
+}
+
+unsigned port_rx_fds(const struct port *port, int fds[PORT_FDS_MAX])
+{
+    fds[0] = port->rx_fd;
+    return 1 + (port->path == PORT_XDP ? port_xdp_fds(port, fds + 1) : 0);
 }
 
 int64_t port_tx_begin(struct port *port)
@@ -111,7 +144,7 @@ int port_send(struct port *port, const struct frame *frames, unsigned count)
 
 static uint32_t slot_at(const struct port *port, unsigned i)
 {
-    return port->rx_slots + i * port->rx_slot + SECY_HEADROOM;
+    return i * port->rx_slot + SECY_HEADROOM;
 }
 
 int port_receive(struct port *port, struct frame *frames)
@@ -124,8 +157,9 @@ int port_receive(struct port *port, struct frame *frames)
         if (n != 0)
             return n;
     }
+    port->rx_arena = port->slots;
     for (unsigned i = 0; i < PORT_BATCH; i++) {
-        vectors[i] = (struct iovec){port->rx_arena + slot_at(port, i), port->frame_max};
+        vectors[i] = (struct iovec){port->slots + slot_at(port, i), port->frame_max};
         messages[i].msg_hdr = (struct msghdr){.msg_iov = &vectors[i], .msg_iovlen = 1};
     }
     const int n = recvmmsg(port->rx_fd, messages, PORT_BATCH, MSG_DONTWAIT, NULL);

@@ -14,11 +14,14 @@
  *              layer's cost per frame on the way out (the way in is not cheaper in copy mode).
  *
  * The packet socket always stays open: what an XDP program does not redirect (a frame on a queue
- * that has no socket) arrives there. Why not PACKET_MMAP: a TPACKET_V3 block is handed over when
+ * that was added since) arrives there. Why not PACKET_MMAP: a TPACKET_V3 block is handed over when
  * full or after a timer tick, which adds milliseconds to a quiet line; V2 costs more per frame
  * than recvmmsg, and so does PACKET_TX_RING against sendmmsg up to 4 KiB.
  *
- * Threads: one sends, one receives; they may be different ones.
+ * Threads: one sends, one receives; they may be different ones. Several lanes on one device are
+ * several ports: each sends on sockets of its own, and what arrives is divided by the device's
+ * receive queues, queue q to lane q modulo lanes (AF_PACKET: PACKET_FANOUT_QM; AF_XDP: a socket on
+ * each queue), which keeps the order within a queue.
  *
  * All functions here return 0 or a positive count, or an error: a code of err.h, or an errno as
  * port_errno() wraps it.
@@ -38,6 +41,8 @@ enum {
     PORT_TX_REGIONS = 4,                 /* regions in flight (AF_XDP); AF_PACKET uses the first */
     PORT_FRAME_MAX = 9216 + 14 + 4 + 32, /* octets: jumbo, tag, SecTAG and ICV */
     PORT_SYSTEM = -1000,                 /* an errno e is returned as PORT_SYSTEM - e */
+    PORT_QUEUES_MAX = 64,                /* receive queues of a device that AF_XDP serves */
+    PORT_FDS_MAX = 1 + PORT_QUEUES_MAX,  /* descriptors to wait on for frames */
 };
 
 enum port_path { PORT_PACKET, PORT_XDP_TX, PORT_XDP };
@@ -49,14 +54,16 @@ struct port {
     int ifindex;
     enum port_path path;
     bool zero_copy;
-    int rx_fd; /* to wait on for frames */
-    int tx_fd; /* to wait on for room */
+    unsigned lane, lanes;
+    uint16_t group; /* PACKET_FANOUT: the lanes' */
+    int rx_fd;      /* the packet socket that receives */
+    int tx_fd;      /* to wait on for room */
     uint32_t frame_max;
-    uint8_t *tx_arena;
-    uint8_t *rx_arena;
-    size_t tx_size, rx_size;
+    uint8_t *tx_arena; /* where frames to send are built */
+    uint8_t *rx_arena; /* where the frames lie that port_receive filled in */
+    uint8_t *slots;    /* receive buffers of the packet socket */
+    size_t tx_size, slots_size;
     uint32_t rx_slot;     /* octets from one receive buffer to the next */
-    uint32_t rx_slots;    /* offset of the first one in rx_arena */
     uint32_t chunk;       /* not 0: frames should not cross multiples of this */
     uint64_t overruns;    /* frames that came faster than they were taken; see port_overruns */
     struct port_xdp *xdp; /* NULL: AF_PACKET alone */
@@ -67,8 +74,18 @@ static inline int port_errno(int number)
     return PORT_SYSTEM - number;
 }
 
-/* port_open opens the sockets on a device that exists. frame_max: longest frame without FCS. */
-int port_open(struct port *port, const char *device, uint32_t frame_max, enum port_path path);
+/* What port_open is to open. */
+struct port_order {
+    const char *device;
+    uint32_t frame_max; /* longest frame without FCS */
+    enum port_path path;
+    unsigned lane, lanes;
+};
+
+/* port_open opens a lane's sockets on a device that exists. `first` is the port of lane 0, which
+ * is opened before and closed after the others; NULL for lane 0 itself. A lane beyond the device's
+ * queues uses the packet path, whatever was ordered. */
+int port_open(struct port *port, const struct port_order *order, struct port *first);
 
 /* port_close closes and unmaps; a port that was never opened must be all zero. */
 void port_close(struct port *port);
@@ -101,30 +118,38 @@ int port_carrier(const char *device);
 /* port_mac reads the device's MAC address. */
 int port_mac(const char *device, uint8_t mac[6]);
 
-/* port_xdp_fd: where frames redirected by XDP are waited for; -1 if there is none. */
-int port_xdp_fd(const struct port *port);
+/* port_rx_fds lists the descriptors to wait on for frames; returns how many there are. */
+unsigned port_rx_fds(const struct port *port, int fds[PORT_FDS_MAX]);
+
+/* port_queues: the receive queues of a device, or its transmit queues if they are more; 1 where
+ * the driver does not tell. */
+unsigned port_queues(const char *device);
 
 /* The AF_XDP half, called by port.c alone. */
-int port_xdp_open(struct port *port);
+int port_xdp_open(struct port *port, const struct port *first);
 void port_xdp_close(struct port *port);
 int64_t port_xdp_tx_begin(struct port *port);
 uint64_t port_xdp_overruns(const struct port *port);
 int port_xdp_send(struct port *port, const struct frame *frames, unsigned count);
 int port_xdp_receive(struct port *port, struct frame *frames);
 void port_xdp_release(struct port *port);
+unsigned port_xdp_fds(const struct port *port, int *fds);
 
 /* TAPs: the devices that stand where the kernel's VLAN devices would. */
 
 /* tap_open makes or finds the persistent TAP `name` with segmentation offloads on, carrier off,
- * and sets MTU and MAC address. *uso tells whether it takes UDP super-segments too. *fd is
- * non-blocking. */
-int tap_open(const char *name, unsigned mtu, const uint8_t mac[6], int *fd, bool *uso);
+ * and sets MTU and MAC address. It has `queues` queues, a non-blocking descriptor each; the kernel
+ * spreads flows over them. A device of before that has one queue where several are wanted, or the
+ * other way round, is made anew. *uso tells whether it takes UDP super-segments too. */
+int tap_open(const char *name, unsigned mtu, const uint8_t mac[6], unsigned queues, int *fds,
+             bool *uso);
 
 /* tap_set_mtu, tap_set_carrier change a live one. */
 int tap_set_mtu(const char *name, unsigned mtu);
 int tap_set_carrier(int fd, bool on);
 
-/* tap_close removes the device, or with `keep` leaves it, without carrier. */
+/* tap_close closes a queue; with the last one the device goes, or with `keep` stays, without
+ * carrier. */
 void tap_close(int fd, bool keep);
 
 #endif

@@ -131,8 +131,12 @@ static void *receive(void *argument)
     struct receiver *receiver = argument;
     struct port *port = &receiver->port;
     struct frame frames[PORT_BATCH];
-    struct pollfd ready[2] = {{.fd = port->rx_fd, .events = POLLIN},
-                              {.fd = port->xdp ? port_xdp_fd(port) : -1, .events = POLLIN}};
+    struct pollfd ready[PORT_FDS_MAX];
+    int fds[PORT_FDS_MAX];
+    const unsigned sources = port_rx_fds(port, fds);
+
+    for (unsigned i = 0; i < sources; i++)
+        ready[i] = (struct pollfd){.fd = fds[i], .events = POLLIN};
 
     while (!atomic_load(&receiver->stop)) {
         const int n = port_receive(port, frames);
@@ -140,7 +144,7 @@ static void *receive(void *argument)
             port_release(port);
             atomic_fetch_add(&receiver->frames, (unsigned)n);
         } else {
-            (void)poll(ready, 2, IDLE_MS);
+            (void)poll(ready, sources, IDLE_MS);
         }
     }
     return NULL;
@@ -180,9 +184,11 @@ static void measure(struct order *order)
     pthread_t thread;
 
     order->ns = UINT64_MAX;
-    order->error = port_open(&from, "m0", FRAME, order->path);
+    struct port_order port = {.device = "m0", .frame_max = FRAME, .path = order->path, .lanes = 1};
+    order->error = port_open(&from, &port, NULL);
+    port.device = "m1";
     if (!order->error)
-        order->error = port_open(&to.port, "m1", FRAME, order->path);
+        order->error = port_open(&to.port, &port, NULL);
     if (!order->error)
         order->error = pthread_create(&thread, NULL, receive, &to) ? port_errno(EAGAIN) : 0;
     if (!order->error) {

@@ -3,7 +3,9 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/ethtool.h>
 #include <linux/if_tun.h>
+#include <linux/sockios.h>
 #include <net/if_arp.h>
 #include <string.h>
 #include <sys/ioctl.h>
@@ -45,6 +47,19 @@ int port_carrier(const char *device)
     return error ? error : (ifr.ifr_flags & (IFF_UP | IFF_RUNNING)) == (IFF_UP | IFF_RUNNING);
 }
 
+unsigned port_queues(const char *device)
+{
+    struct ethtool_channels channels = {.cmd = ETHTOOL_GCHANNELS};
+    struct ifreq ifr = named(device);
+    ifr.ifr_data = (void *)&channels;
+    if (ask(SIOCETHTOOL, &ifr))
+        return 1;
+    const unsigned rx = channels.rx_count + channels.combined_count;
+    const unsigned tx = channels.tx_count + channels.combined_count;
+    const unsigned queues = rx > tx ? rx : tx;
+    return queues == 0 ? 1 : queues < PORT_QUEUES_MAX ? queues : PORT_QUEUES_MAX;
+}
+
 int port_mac(const char *device, uint8_t mac[6])
 {
     struct ifreq ifr = named(device);
@@ -75,35 +90,67 @@ static int set_mac(const char *name, const uint8_t mac[6])
     return ask(SIOCSIFHWADDR, &ifr);
 }
 
-int tap_open(const char *name, unsigned mtu, const uint8_t mac[6], int *fd, bool *uso)
+/* Open one queue of the device; makes the device if there is none. */
+static int open_queue(const char *name, short flags, int *fd)
 {
-    const unsigned offloads = TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6 | TUN_F_TSO_ECN;
-    const int header = sizeof(struct vnet_hdr);
     struct ifreq ifr = named(name);
-    int error;
+    int error = 0;
 
     *fd = open("/dev/net/tun", O_RDWR | O_NONBLOCK | O_CLOEXEC);
     if (*fd < 0)
         return port_errno(errno);
-    ifr.ifr_flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR | IFF_NO_CARRIER;
-    if (ioctl(*fd, TUNSETIFF, &ifr) < 0 || ioctl(*fd, TUNSETVNETHDRSZ, &header) < 0 ||
-        ioctl(*fd, TUNSETPERSIST, 1UL) < 0)
-        goto failed;
-    *uso = ioctl(*fd, TUNSETOFFLOAD, (unsigned long)(offloads | TUN_F_USO4 | TUN_F_USO6)) == 0;
-    if (!*uso && ioctl(*fd, TUNSETOFFLOAD, (unsigned long)offloads) < 0)
-        goto failed;
-    error = tap_set_carrier(*fd, false);
+    ifr.ifr_flags = (short)(IFF_TAP | IFF_NO_PI | IFF_VNET_HDR | IFF_NO_CARRIER | flags);
+    if (ioctl(*fd, TUNSETIFF, &ifr) < 0) {
+        error = port_errno(errno);
+        close(*fd);
+    }
+    return error;
+}
+
+/* The first queue; a device with the other kind of queues goes first. */
+static int open_first(const char *name, short flags, int *fd)
+{
+    const int error = open_queue(name, flags, fd);
+    if (error != port_errno(EINVAL) || open_queue(name, flags ^ IFF_MULTI_QUEUE, fd) != 0)
+        return error;
+    tap_close(*fd, false);
+    return open_queue(name, flags, fd);
+}
+
+static int set_up(const char *name, unsigned mtu, const uint8_t mac[6], int fd, bool *uso)
+{
+    const unsigned offloads = TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6 | TUN_F_TSO_ECN;
+    const int header = sizeof(struct vnet_hdr);
+
+    if (ioctl(fd, TUNSETVNETHDRSZ, &header) < 0 || ioctl(fd, TUNSETPERSIST, 1UL) < 0)
+        return port_errno(errno);
+    *uso = ioctl(fd, TUNSETOFFLOAD, (unsigned long)(offloads | TUN_F_USO4 | TUN_F_USO6)) == 0;
+    if (!*uso && ioctl(fd, TUNSETOFFLOAD, (unsigned long)offloads) < 0)
+        return port_errno(errno);
+    int error = tap_set_carrier(fd, false);
     if (!error)
         error = tap_set_mtu(name, mtu);
     if (!error)
         error = set_mac(name, mac);
-    if (!error)
-        return 0;
-    tap_close(*fd, false);
     return error;
-failed:
-    error = port_errno(errno);
-    close(*fd);
+}
+
+int tap_open(const char *name, unsigned mtu, const uint8_t mac[6], unsigned queues, int *fds,
+             bool *uso)
+{
+    const short flags = queues > 1 ? IFF_MULTI_QUEUE : 0;
+    unsigned n = 0;
+    int error = open_first(name, flags, &fds[0]);
+
+    n += !error;
+    if (!error)
+        error = set_up(name, mtu, mac, fds[0], uso);
+    while (!error && n < queues) {
+        error = open_queue(name, flags, &fds[n]);
+        n += !error;
+    }
+    while (error && n > 0)
+        tap_close(fds[--n], false);
     return error;
 }
 

@@ -114,11 +114,6 @@ static inline void secy_count(uint64_t *counter, uint64_t add)
     __atomic_store_n(counter, *counter + add, __ATOMIC_RELAXED);
 }
 
-/* secy_new_beside makes a SecY for another thread that is one entity with `first`. All calls that
- * change SAs are to be made on each of them, on the first one first, while no thread works with
- * any; the first one is freed last. */
-int secy_new_beside(struct secy *first, struct secy **secy);
-
 /* secy_window_take and secy_window_give enclose the use of a window that may be shared. */
 void secy_window_wait(struct secy_window *window);
 

@@ -51,7 +51,8 @@ static void test_without_devices(void)
 {
     struct engine *engine;
     struct channel *channel;
-    struct channel_config config = {.device = "no such dev", .secy = secy_config(near_sci)};
+    struct channel_config config = {
+        .device = "no such dev", .lanes = 1, .secy = secy_config(near_sci)};
     char text[100];
 
     CHECK_EQUAL(engine_new(0, 0, &engine), ERR_ARGUMENT);
@@ -59,10 +60,10 @@ static void test_without_devices(void)
     CHECK_EQUAL(engine_new(ENGINE_WORKERS_MAX + 1, 0, &engine), ERR_ARGUMENT);
     for (unsigned workers = 1; workers <= 3; workers++) {
         CHECK_EQUAL(engine_new(workers, 0, &engine), 0);
-        config.out_worker = workers - 1;
+        config.out_worker[0] = workers - 1;
         CHECK_EQUAL(channel_new(engine, &config, NULL, &channel), PORT_SYSTEM - ENODEV);
         CHECK(channel == NULL);
-        config.out_worker = workers;
+        config.out_worker[0] = workers;
         CHECK_EQUAL(channel_new(engine, &config, NULL, &channel), ERR_ARGUMENT);
         engine_free(engine);
     }
@@ -144,8 +145,8 @@ static void begin(struct bench *bench, unsigned workers, unsigned path)
 {
     struct channel_config config = {.device = "wire0",
                                     .path = path,
-                                    .out_worker = 0,
-                                    .in_worker = workers - 1,
+                                    .lanes = 1,
+                                    .in_worker = {workers - 1},
                                     .secy = secy_config(near_sci)};
     const struct secy_config far = secy_config(far_sci);
     struct secy_key near_key = key(1), far_key = key(2);
@@ -299,7 +300,7 @@ static void test_keep(void)
     channel_free(bench.channel, 1);
     CHECK_EQUAL(if_nametoindex("feature0"), index);
     await_carrier("feature0", 0);
-    struct channel_config config = {.device = "wire0", .secy = secy_config(near_sci)};
+    struct channel_config config = {.device = "wire0", .lanes = 1, .secy = secy_config(near_sci)};
     CHECK_EQUAL(channel_new(bench.engine, &config, NULL, &bench.channel), 0);
     CHECK_EQUAL(channel_feature_add(bench.channel, "feature0", VID, 1500, 0), 0);
     CHECK_EQUAL(if_nametoindex("feature0"), index);

@@ -59,8 +59,10 @@ class ChannelPolicy:
     replay_window: int
     include_sci: bool = True
     path: Path = Path.PACKET
-    out_worker: int = 0
-    in_worker: int = 0
+    out_workers: tuple[int, ...] = (0,)
+    """Of each lane, the worker that sends; several lanes send at once under one SC (csrc/engine.h)."""
+    in_workers: tuple[int, ...] = (0,)
+    """Of each lane, the worker that receives; as many."""
 
 
 def check(code: int) -> int:
@@ -229,6 +231,16 @@ class Channel:
         """What happened to packets outside the SecY."""
         return {n: int(lib.channel_counter(self._channel, i)) for i, n in enumerate(ENGINE_COUNTERS)}
 
+    def lane_counters(self) -> list[dict[str, int]]:
+        """The same, lane by lane."""
+        return [
+            {
+                name: int(lib.channel_lane_counter(self._channel, lane, i))
+                for i, name in enumerate(ENGINE_COUNTERS)
+            }
+            for lane in range(lib.channel_lanes(self._channel))
+        ]
+
     def feature_counters(self, feature: int) -> dict[str, int]:
         """Packets and octets as the kernel handed them over and took them."""
         values = (int(lib.feature_counter(self._channel, feature, i)) for i in range(len(FEATURE_COUNTERS)))
@@ -247,10 +259,13 @@ class Engine:
 
     def open_channel(self, policy: ChannelPolicy, backend: str | None = None) -> Channel:
         """Open a port and start to move its frames. Raises DataplaneError."""
+        if not 0 < len(policy.out_workers) == len(policy.in_workers) <= lib.ENGINE_LANES_MAX:
+            raise DataplaneError(f"a channel has 1 to {lib.ENGINE_LANES_MAX} lanes", errno.EINVAL)
         config = ffi.new("struct channel_config *")
         config.device = policy.device.encode()
         config.path = policy.path.number
-        config.out_worker, config.in_worker = policy.out_worker, policy.in_worker
+        config.lanes = len(policy.out_workers)
+        config.out_worker, config.in_worker = policy.out_workers, policy.in_workers
         secy = config.secy
         secy.suite = policy.suite.value
         secy.sci = policy.sci.pack()

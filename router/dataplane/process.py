@@ -194,7 +194,7 @@ class Dataplane:
 
     def _open(self, wanted: WantedChannel, ifindex: int) -> RunningChannel:
         sci = Sci(native.device_mac(wanted.device), wanted.sci_port)
-        out_worker, in_worker = self._idle_workers()
+        out_workers, in_workers = self._idle_workers(wanted.cores)
         policy = ChannelPolicy(
             device=wanted.device,
             sci=sci,
@@ -202,8 +202,8 @@ class Dataplane:
             port_mtu=wanted.port_mtu,
             replay_window=wanted.replay_window,
             include_sci=wanted.include_sci,
-            out_worker=out_worker,
-            in_worker=in_worker,
+            out_workers=out_workers,
+            in_workers=in_workers,
         )
         channel = self._open_fastest(policy) if wanted.path == "auto" else self._open_on(policy, wanted.path)
         running = RunningChannel(wanted, channel, ifindex)
@@ -217,7 +217,10 @@ class Dataplane:
             path=channel.path.value,
             zero_copy=channel.zero_copy,
             backend=channel.backend,
+            cores=len(out_workers),
         )
+        if len(out_workers) < wanted.cores:
+            self._log.warning("channel.cores", wanted=wanted.cores, there_are=len(out_workers))
         if channel.note:
             self._log.warning("cipher.backend", note=channel.note)
         return running
@@ -246,14 +249,20 @@ class Dataplane:
                 return self._engine.open_channel(replace(policy, path=path))
         return self._engine.open_channel(policy)
 
-    def _idle_workers(self) -> tuple[int, int]:
-        """Choose the two workers with the fewest halves: two different ones where there are two."""
+    def _idle_workers(self, lanes: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Choose the workers that send and those that receive: idle ones, different ones if there are any."""
         load = [0] * self._engine.workers
         for running in self._running.values():
-            load[running.channel.policy.out_worker] += 1
-            load[running.channel.policy.in_worker] += 1
+            policy = running.channel.policy
+            for worker in (*policy.out_workers, *policy.in_workers):
+                load[worker] += 1
         order = sorted(range(len(load)), key=lambda worker: (load[worker], worker))
-        return order[0], order[1 % len(order)]
+        lanes = min(lanes, len(order))
+        apart = max(1, min(lanes, len(order) - lanes))
+        return (
+            tuple(order[:lanes]),
+            tuple(order[(lane + apart) % len(order)] for lane in range(lanes)),
+        )
 
     def _close(self, name: str, reason: str, *, keep: bool = True) -> None:
         running = self._running.pop(name)
@@ -426,8 +435,9 @@ class Dataplane:
             "path": channel.path.value,
             "zero_copy": channel.zero_copy,
             "backend": channel.backend,
-            "out_worker": channel.policy.out_worker,
-            "in_worker": channel.policy.in_worker,
+            "out_workers": channel.policy.out_workers,
+            "in_workers": channel.policy.in_workers,
+            "lanes": channel.lane_counters(),
             "carrier": running.carrier,
             "operational": running.operational,
             "counters": channel.counters(),
@@ -474,6 +484,7 @@ def _secy_of(wanted: WantedChannel) -> tuple[object, ...]:
         wanted.sci_port,
         wanted.port_mtu,
         wanted.path,
+        wanted.cores,
     )
 
 

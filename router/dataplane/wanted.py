@@ -38,6 +38,8 @@ class WantedChannel:
     features: tuple[WantedFeature, ...]
     path: str = "auto"
     """`auto`, `packet`, `xdp-tx` or `xdp`."""
+    cores: int = 1
+    """Cores that send at once, at most; 1 keeps the order of packet numbers (csrc/engine.h)."""
 
     def to_json(self) -> dict[str, Any]:
         """The form it has on the socket and in the state file."""

@@ -187,9 +187,9 @@ class Gateway:
         self.helpers.append(helper)
         return helper
 
-    async def see_wire(self) -> Inside:
+    async def see_wire(self, what: str = "capture") -> Inside:
         """Capture in the middle of the wire, on our side of it."""
-        helper = await Inside.start(self.middle, "capture", self.name)
+        helper = await Inside.start(self.middle, what, self.name)
         self.helpers.append(helper)
         return helper
 
@@ -232,14 +232,15 @@ async def key(a: Gateway, b: Gateway, number: int = 1, an: int = 0) -> None:
         await sender.secy.enable_transmit_sa(an)
 
 
-def _cable(names: dict[str, str], middle: str | None) -> None:
-    """Lay the wire between namespaces `a` and `b`."""
-    mtu = ("mtu", str(PORT_MTU))
+def _cable(names: dict[str, str], middle: str | None, queues: int) -> None:
+    """Lay the wire between namespaces `a` and `b`; the ports have `queues` queues each way."""
+    many = ("numtxqueues", str(queues), "numrxqueues", str(queues))
+    mtu = ("mtu", str(PORT_MTU), *many)
     if middle is None:
         ip("link", "add", "wire", *mtu, "netns", names["a"], "type", "veth",
            "peer", "name", "wire", *mtu, "netns", names["b"])  # fmt: skip
         return
-    ip("-n", middle, "link", "add", "br0", *mtu, "type", "bridge", "mcast_snooping", "0")
+    ip("-n", middle, "link", "add", "br0", "mtu", str(PORT_MTU), "type", "bridge", "mcast_snooping", "0")
     ip("-n", middle, "link", "set", "br0", "up")
     for name, ns in names.items():
         ip("link", "add", "wire", *mtu, "netns", ns, "type", "veth",
@@ -248,7 +249,7 @@ def _cable(names: dict[str, str], middle: str | None) -> None:
 
 
 @asynccontextmanager
-async def wire(path: str = "packet", workers: int = 2, *, middle: bool = False):
+async def wire(path: str = "packet", workers: int = 2, *, middle: bool = False, queues: int = 1):
     """Two namespaces with a device `wire` in each; the data planes are not started yet."""
     prefix = f"dp{os.getpid()}x{next(_numbers)}"
     names = {"a": f"{prefix}a", "b": f"{prefix}b"}
@@ -262,7 +263,7 @@ async def wire(path: str = "packet", workers: int = 2, *, middle: bool = False):
                 ip("-n", ns, "link", "set", "lo", "up")
                 # No IPv6 chatter of the kernels: what is on the wire is ours.
                 ip("netns", "exec", ns, "sysctl", "-qw", "net.ipv6.conf.default.disable_ipv6=1")
-            _cable(names, between)
+            _cable(names, between, queues)
             for name, ns in names.items():
                 ip("netns", "exec", ns, "sysctl", "-qw", "net.ipv6.conf.default.disable_ipv6=0")
                 ip("-n", ns, "link", "set", "wire", "up")
@@ -278,9 +279,9 @@ async def wire(path: str = "packet", workers: int = 2, *, middle: bool = False):
 
 
 @asynccontextmanager
-async def pair(path: str = "packet", workers: int = 2, *, middle: bool = False, **changes):
+async def pair(path: str = "packet", workers: int = 2, *, middle: bool = False, queues: int = 1, **changes):
     """Both data planes run, are keyed, and their TAPs have addresses and carrier."""
-    async with wire(path, workers, middle=middle) as (a, b):
+    async with wire(path, workers, middle=middle, queues=queues) as (a, b):
         for gateway in (a, b):
             await gateway.start()
             await gateway.want(**changes)

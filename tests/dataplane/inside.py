@@ -4,8 +4,10 @@ Each command prints one JSON line when it is ready or done; `capture` and `udp-r
 their standard input does.
 """
 
+import array
 import contextlib
 import hashlib
+import itertools
 import json
 import select
 import socket
@@ -38,6 +40,25 @@ def capture(device):
             return
 
 
+def packet_numbers(device):
+    """Take down the packet numbers of the MACsec frames that arrive on a device."""
+    packets = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL))
+    packets.setsockopt(socket.SOL_SOCKET, 33, 64 << 20)  # SO_RCVBUFFORCE
+    packets.bind((device, ETH_P_ALL))
+    numbers, frame = array.array("Q"), bytearray(64)
+    say(ready=True)
+    while True:
+        ready, _, _ = select.select([packets, sys.stdin], [], [])
+        if packets in ready:
+            _, (_, protocol, kind, _, _) = packets.recvfrom_into(frame, 64)
+            if protocol == 0x88E5 and kind != socket.PACKET_OUTGOING:
+                numbers.append(frame[14] % 4 << 32 | int.from_bytes(frame[16:20]))  # AN and PN
+        elif sys.stdin in ready:
+            late = sum(b < a for a, b in itertools.pairwise(numbers))
+            say(frames=len(numbers), different=len(set(numbers)), steps_back=late)
+            return
+
+
 def noise(megabytes):
     """Yield the same octets in every run: a keyed stream, so that a lost or moved block shows."""
     for block in range(megabytes):
@@ -45,28 +66,28 @@ def noise(megabytes):
         yield hashlib.shake_128(seed).digest(1 << 20)
 
 
-def listen(address):
+def listen(address, port):
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    server = socket.create_server((address, 9000), family=family)
+    server = socket.create_server((address, port), family=family)
     say(ready=True)
     connection, _ = server.accept()
     return connection
 
 
-def tcp_receive(address):
+def tcp_receive(address, port="9000"):
     """Take a stream to its end and tell its hash."""
     digest, size = hashlib.sha256(), 0
-    with listen(address) as connection:
+    with listen(address, int(port)) as connection:
         while data := connection.recv(1 << 18):
             digest.update(data)
             size += len(data)
     say(size=size, sha256=digest.hexdigest())
 
 
-def tcp_send(address, megabytes):
+def tcp_send(address, megabytes, port="9000"):
     """Send a stream of known content and tell its hash."""
     digest = hashlib.sha256()
-    with socket.create_connection((address, 9000), timeout=20) as connection:
+    with socket.create_connection((address, int(port)), timeout=20) as connection:
         for block in noise(int(megabytes)):
             connection.sendall(block)
             digest.update(block)
@@ -161,6 +182,7 @@ def macsec(device):
 
 COMMANDS = {
     "capture": capture,
+    "packet-numbers": packet_numbers,
     "tcp-receive": tcp_receive,
     "tcp-send": tcp_send,
     "udp-echo": udp_echo,
