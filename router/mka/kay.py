@@ -73,6 +73,9 @@ SAK_RETRY_S: Final = 2.0
 """Before a key that the SecY refused is tried again, or replaced."""
 WATCHDOG_S: Final = 15.0
 """Without any key from a live key server, before we ask for one by a new MI; doubled each time."""
+FORGOTTEN_S: Final = 7.0
+"""The same where it uses a key that we do not hold: hostap drops the need for another one that comes
+within 6 s of the last, and never thinks of it again."""
 WATCHDOG_MAX_S: Final = 240.0
 NEW_MI_SPACING_S: Final = 5.0
 FORGOTTEN_USES: Final = 3
@@ -199,7 +202,9 @@ class Kay:
         self._refused_ki: KeyIdentifier | None = None
         self._new_mi_at = float("-inf")
         self._keyless_since: float | None = now
-        self._patience_s = WATCHDOG_S
+        """Since when the key server has left us without the key that it uses."""
+        self._asked = 0
+        """How often in a row we asked it anew."""
         # Packet numbers.
         self._pn: dict[KeyIdentifier, tuple[int, int, float]] = {}
         """Our next PN one sample ago and now, and when the latter was taken."""
@@ -683,20 +688,32 @@ class Kay:
                 participant.take_new_mi(why)
 
     def _watch(self, now: float) -> None:
-        """A live key server that never distributes is asked anew: others forget requests."""
-        principal = self._principal
-        keyed = self._cp.latest is not None or self._cp.old is not None
-        if keyed:
-            self._patience_s = WATCHDOG_S
-        if keyed or principal is None or principal.server_peer is None or self._refusal or self._plain_chosen:
+        """A live key server that leaves us without its key is asked anew: others forget requests."""
+        server = self._principal.server_peer if self._principal is not None else None
+        if server is None or self._refusal or self._plain_chosen:
             self._keyless_since = None
+        elif self._in_step(server):
+            self._keyless_since, self._asked = None, 0
         elif self._keyless_since is None:
             self._keyless_since = now
-        elif now >= self._keyless_since + self._patience_s:
+        elif now >= self._keyless_since + self._patience_s():
             self._keyless_since = now
-            # A new MI voids what a slow key server is about to distribute: give it longer each time.
-            self._patience_s = min(2 * self._patience_s, WATCHDOG_MAX_S)
+            self._asked += 1
             self._ask_anew("no SAK came from the key server", now)
+
+    def _in_step(self, server: Peer) -> bool:
+        """Whether we hold a key, and one that the key server transmits under if it does at all.
+
+        Ours may be another one: made when we were key server ourselves, for want of the better one.
+        """
+        ours = {slot.key.ki for slot in (self._cp.latest, self._cp.old) if slot is not None}
+        return bool(ours) and (not server.uses or bool(ours & server.uses))
+
+    def _patience_s(self) -> float:
+        """How long to wait for a key: longer each time, since asking voids what a slow server prepares."""
+        server = self._principal.server_peer if self._principal is not None else None
+        first = FORGOTTEN_S if server is not None and server.uses else WATCHDOG_S
+        return float(min(first * 2 ** min(self._asked, 8), WATCHDOG_MAX_S))
 
     # ------------------------------------------------------------------ making SAKs
 
@@ -986,7 +1003,7 @@ class Kay:
         if not self.config.must_secure:
             times.append(self._open_from)
         if self._keyless_since is not None:
-            times.append(self._keyless_since + self._patience_s)
+            times.append(self._keyless_since + self._patience_s())
         principal = self._principal
         if principal is not None and principal.elected_self:
             key = self._newest()

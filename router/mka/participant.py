@@ -72,6 +72,12 @@ class Peer:
         use = self.sak_use
         return use is not None and any(slot.ki == ki and slot.rx for slot in (use.latest, use.old))
 
+    @property
+    def uses(self) -> frozenset[KeyIdentifier]:
+        """The keys that it reports transmitting under."""
+        use = self.sak_use
+        return frozenset() if use is None else frozenset(slot.ki for slot in (use.latest, use.old) if slot.tx)
+
     def transmits(self, ki: KeyIdentifier) -> bool:
         """Whether it reports transmitting under that key, in either slot."""
         use = self.sak_use
@@ -129,6 +135,9 @@ class Participant:
         self.heard_at: float | None = None
         """When the last authentic MKPDU came."""
         self._sent: deque[tuple[int, float]] = deque()
+        self._former_mi = b""
+        self._former_sent: deque[tuple[int, float]] = deque()
+        """What was sent under our former MI: a peer that lists it is there, though it does not know the new one."""
         self._gone: OrderedDict[bytes, tuple[int, float]] = OrderedDict()
         """Last MN of MIs that left, and until when they may not return at all: MKPDUs still under way
         must not bring back what they replaced."""
@@ -184,9 +193,9 @@ class Participant:
         To the key server that is a change of its live peer list: it must make a new SAK.
         """
         was_server = self.elected_self
+        self._former_mi, self._former_sent, self._sent = self.mi, self._sent, deque()
         self.mi = self._entropy(MI_SIZE)
         self.mn = self.kn = 0
-        self._sent.clear()
         self.used_sak = False
         self.new_info = True
         if was_server:
@@ -210,8 +219,9 @@ class Participant:
         return self.kn
 
     def _forget_sent(self, now: float) -> None:
-        while self._sent and self._sent[0][1] < now - MKA_LIFE_TIME_S:
-            self._sent.popleft()
+        for sent in (self._sent, self._former_sent):
+            while sent and sent[0][1] < now - MKA_LIFE_TIME_S:
+                sent.popleft()
 
     # ------------------------------------------------------------------ receiving
 
@@ -251,7 +261,7 @@ class Participant:
         peer.sees = frozenset(entry.mi for entry in pdu.live)
         if pdu.sak_use is not None:
             peer.sak_use, peer.xpn = pdu.sak_use, pdu.xpn
-        if proven or not peer.live:
+        if proven or not peer.live or self._lists_former_us(pdu):
             peer.expires_at = expires_at
         if proven and not peer.live:
             self._welcome(peer, now)
@@ -270,6 +280,17 @@ class Participant:
                     return False
                 return bool(self._sent) and entry.mn >= self._sent[0][0]
         return False
+
+    def _lists_former_us(self, pdu: Mkpdu) -> bool:
+        """Whether the sender lists the MI that we had a moment ago: so it is there now, that is all.
+
+        hostap ignores a new MI until the old one has expired there, which may take as long as our
+        own patience with it: without this we would lose it just before it turns to us.
+        """
+        return any(
+            entry.mi == self._former_mi and bool(self._former_sent) and entry.mn >= self._former_sent[0][0]
+            for entry in (*pdu.live, *pdu.potential)
+        )
 
     def _welcome(self, peer: Peer, now: float) -> None:
         """A potential peer becomes live; the same station's former MI, if any, is gone by that."""

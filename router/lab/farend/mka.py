@@ -30,6 +30,9 @@ from router.lab.topology import Edge
 
 START_TIMEOUT_S: Final = 40.0
 ANSWER_TIMEOUT_S: Final = 10.0
+EXPLAIN_LINES: Final = 60
+KAY_WORDS: Final = ("KaY", "CP:", "SAK", "peer", "elected", "macsec")
+"""Of wpa_supplicant's many lines, those that tell of key agreement."""
 
 
 class MkaEnd(ABC):
@@ -51,6 +54,10 @@ class MkaEnd(ABC):
     def keys_on_disk(self) -> list[dict[str, Any]]:
         """Its key files, read."""
         return [json.loads(path.read_text()) for path in sorted(self.keys.glob("*.json"))]
+
+    def explain(self) -> str:
+        """What it knows of its keys, for the report of a failure."""
+        return "it tells nothing"
 
     @abstractmethod
     def start(self) -> None:
@@ -108,6 +115,11 @@ class WpaSupplicant(MkaEnd):
     def log(self) -> Path:
         """What it says."""
         return self.directory / "wpa_supplicant.log"
+
+    @override
+    def explain(self) -> str:
+        told = [line for line in _lines(self.log) if any(word in line for word in KAY_WORDS)]
+        return "\n".join([line for line in told if "hexdump" not in line][-4 * EXPLAIN_LINES :])
 
     def ready(self) -> None:
         """Wait for the device that it makes, and put the VLAN on it. Raises LabError."""
@@ -178,6 +190,14 @@ class KeydEnd(MkaEnd):
         """What it says."""
         return self.directory / "keyd.log"
 
+    @override
+    def explain(self) -> str:
+        try:
+            state = json.dumps(self.state())
+        except (LabError, OSError, ValueError) as error:
+            state = f"no answer: {error}"
+        return "\n".join([state, *_lines(self.log)[-EXPLAIN_LINES:]])
+
     def ask(self, **request: object) -> dict[str, Any]:
         """One request on its control socket. Raises LabError, OSError."""
         with socket.socket(socket.AF_UNIX) as control:
@@ -213,6 +233,13 @@ class KeydEnd(MkaEnd):
     @override
     def kill(self) -> None:
         self._signal(signal.SIGKILL)
+
+
+def _lines(log: Path) -> list[str]:
+    try:
+        return log.read_text(errors="replace").splitlines()
+    except OSError as error:
+        return [str(error)]
 
 
 def _is_zombie(pid: int) -> bool:

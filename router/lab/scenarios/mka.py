@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import secrets
 import time
 from collections.abc import Iterator
@@ -36,6 +37,8 @@ ROTATIONS: Final = 12
 NEVER_S: Final = 8.0
 """Longer than an MKA Life Time and a SAK's retirement: what has not come by then does not come."""
 MKA_LIFE_TIME_S: Final = 6.0
+EXPLAINED_MAX: Final = 2
+EXPLAIN_LOG_LINES: Final = 300
 
 
 class Channel:
@@ -47,6 +50,8 @@ class Channel:
         self.edge = lab.topology.edges[0]
         self.far = lab.mka_ends[self.edge.node]
         self.device = f"ms-{self.edge.channel}"
+        self._explained = 0
+        report.when_failed = self.explain
         self.keys = lab.network.config_directory / self.edge.key_directory
 
     @property
@@ -113,6 +118,17 @@ class Channel:
                 receive = [int(sa["an"]) for sc in shown["rx_sc"] for sa in sc["sa_list"]]
                 return transmit, receive, len(shown["rx_sc"])
         return [], [], 0
+
+    def explain(self) -> None:
+        """Note what every end says of its keys, for the first failures: the others follow from those."""
+        self._explained += 1
+        if self._explained > EXPLAINED_MAX:
+            return
+        lines = self.lab.router.log_tail(EXPLAIN_LOG_LINES).splitlines()
+        told = "\n".join(line for line in lines if '"keyd"' in line)
+        self.report.note(f"the router's keys: {json.dumps(self.state())}\n{told}")
+        for name, end in self.lab.mka_ends.items():
+            self.report.note(f"{name}'s keys ({end.kind}): {end.explain()}")
 
     # Doing
 
@@ -529,7 +545,7 @@ def three_stations(lab: Lab, report: Report) -> None:
                 *secured_port(second),
             ]
         )
-    other = start_mka(network, [second])["pe2"]
+    other = lab.mka_ends["pe2"] = start_mka(network, [second])["pe2"]
     channel.start()
     channel.wait_secured("the router and the first station")
     # A subnet of all three: what the router's reconciler does not own it leaves alone.

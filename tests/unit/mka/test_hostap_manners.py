@@ -1,7 +1,8 @@
 """Against a peer with hostap's manners: what deployed wpa_supplicants do beside the standard.
 
 The peer is our own KaY behind a filter that gives its MKPDUs, and what it accepts, hostap's form:
-MKA version 1 without Announcement and XPN; only our last two message numbers count as recent; a
+MKA version 1 without Announcement and XPN; who comes within 6 s of a SAK's distribution never gets
+one, nor does a member that goes cause one; only our last two message numbers count as recent; a
 new MI from a known SCI is ignored until the old one expires; priority 255 is an ordinary number;
 GCM-AES-128 only in the short form or under the misprinted id; a whole SAK Use is discarded when its
 sender claims delay protection and either LPN is 0.
@@ -13,6 +14,7 @@ from dataclasses import replace
 import pytest
 from mka_world import CKN, Node, World, sci_of
 
+from router.mka.events import PortState
 from router.mka.kay import KayConfig
 from router.mka.mkpdu import SUITE_ID_MISPRINTED, Frame, KeyUse, Mkpdu, envelope
 from router.model import CipherSuite
@@ -30,6 +32,23 @@ class HostapNode(Node):
             sci=sci_of(number), priority=priority, suites=(CipherSuite.GCM_AES_128,), announce=False
         )
         super().__init__(world, number, config)
+
+    def start(self, **how):
+        super().start(**how)
+        make_sak = self.kay._make_sak
+
+        def make_unless_early(now):
+            """For new members alone, and once only: too early is never."""
+            kay = self.kay
+            participant, key = kay._principal, kay._newest()
+            if key is not None and key.ki == kay._made_ki:
+                mis = frozenset({participant.mi} | {peer.mi for peer in participant.live})
+                if mis < key.member_mis or (mis != key.member_mis and now < kay._made_at + 6.0):
+                    object.__setattr__(key, "member_mis", mis)
+                    kay._made = None  # it is not distributed any more
+            make_sak(now)
+
+        self.kay._make_sak = make_unless_early
 
     @property
     def cak(self):
@@ -147,6 +166,54 @@ def test_a_restart_of_ours_is_unnoticed_with_a_handover_and_heals_without():
     us.start()
     assert world.run(30, world.quiet) < 15
     assert world.quiet()
+
+
+def forgetful_segment(late_s):
+    """Return a wire with hostap as key server, a member, and us, who come so long after a SAK was made."""
+    world = World()
+    transmit = world.transmit
+
+    def with_manners(sender, frame):
+        transmit(sender, sender.spoken(frame) if isinstance(sender, HostapNode) else frame)
+
+    world.transmit = with_manners
+    server = HostapNode(world, 11, 16)
+    world.nodes.append(server)
+    world.add(12, suites=(CipherSuite.GCM_AES_128,), priority=100)
+    world.run(10, world.quiet)
+    assert world.quiet()
+    world.run(7)
+    server.do(lambda kay: kay.rekey(world.now))
+    world.run(late_s)
+    return world, world.add(10, suites=(CipherSuite.GCM_AES_128,), priority=200)
+
+
+@pytest.mark.parametrize("late_s", [0.5, 1.5, 3.0, 4.5, 5.5])
+def test_a_key_server_that_forgot_us_is_reminded_in_time(late_s):
+    """Its SAK never comes until we are a new member.
+
+    It does not know the new one while the old one lives, so it proves no presence to it either; it
+    must not be lost for that, or we would serve a CA of our own, secured with nobody.
+    """
+    world, us = forgetful_segment(late_s)
+    assert world.run(60, world.secured) < 15
+    assert world.secured()
+    assert not us.named("sak.made")
+    assert not us.named("peer.lost")
+
+
+def test_a_key_of_our_own_is_none_where_another_serves():
+    """Hearing the member first we serve it, in vain: it has a better server, which then forgets us."""
+    world, us = forgetful_segment(0.1)
+    deaf_until = world.now + 4.0
+    world.fate = lambda sender, receiver, _frame: (
+        [] if sender.number == 11 and receiver is us and world.now < deaf_until else [0.001]
+    )
+    world.run(3)
+    assert us.named("sak.in_use")
+    assert us.secy.port is PortState.SECURED, "as far as we can know"
+    assert world.run(60, world.secured) < 25
+    assert world.secured()
 
 
 def test_keys_reported_in_the_latest_slot_count_as_well():

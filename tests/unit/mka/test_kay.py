@@ -929,7 +929,7 @@ def test_a_mute_key_server_gets_more_patience_each_time(monkeypatch):
     monkeypatch.undo()
     world.run(20, world.quiet)
     assert world.quiet()
-    assert b.kay._patience_s == 15.0
+    assert b.kay._patience_s() == 7.0, "and it uses a key: the least patience again"
 
 
 # ---------------------------------------------------------------------- key chains
