@@ -81,7 +81,7 @@ def _key(key: KeySnapshot) -> KeyInUse:
         ckn=key.ckn.hex(),
         an=key.an,
         suite=str(key.suite),
-        confidentiality=key.confidentiality.name.lower(),
+        confidentiality=key.confidentiality.label,
         rx=key.rx,
         tx=key.tx,
         age_s=round(key.age_s, 3),

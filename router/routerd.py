@@ -42,7 +42,7 @@ from router.bgp.rib import SessionChange
 from router.bgp.speaker import Routes as RoutesChanged
 from router.bgp.speaker import SessionReport, Speaker, Synced
 from router.channel import ChannelFacts, FeatureFacts, MacsecFacts, SessionFacts, Verdicts
-from router.config.effective import Channel, EffectiveConfig, Feature, Session
+from router.config.effective import Channel, EffectiveConfig, Feature, MacsecMode, Session
 from router.config.findings import ConfigErrors, Finding
 from router.config.secrets import check_secrets, resolve_password
 from router.dataplane.client import DataplaneClient
@@ -543,7 +543,7 @@ class Daemon:
                 in_ok=secy.counters.in_pkts_ok if secy else 0,
                 in_not_valid=self._not_valid(channel.macsec_device, secy),
                 keys_reason=keys.reason if keys else "",
-                unprotected=keys is not None and keys.port == "unprotected",
+                unprotected=secy.unprotected if secy else bool(keys and keys.port == "unprotected"),
             ),
             features=features,
         )
@@ -645,7 +645,11 @@ class Daemon:
             since=standing.since if standing else self._started,
             port=channel.port,
             carrier=facts.carrier.get(channel.port, False),
-            guarded=guard in self._reconciler.observed.objects and guard not in self._reconciler.errors,
+            guarded=(
+                channel.macsec.mode is MacsecMode.MUST_SECURE  # else the guard passes frames in clear too
+                and guard in self._reconciler.observed.objects
+                and guard not in self._reconciler.errors
+            ),
             macsec=macsec_status(
                 channel,
                 self._choices.get(channel.id),

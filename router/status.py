@@ -149,6 +149,11 @@ def macsec_status(
         in_pkts_not_valid=counters.in_pkts_not_valid if counters else 0,
         in_pkts_late=counters.in_pkts_late if counters else 0,
         in_pkts_no_tag=counters.in_pkts_no_tag if counters else 0,
+        unprotected=secy is not None and secy.unprotected,
+        confidentiality=(secy.confidentiality if secy else channel.macsec.confidentiality).label,
+        out_pkts_protected=counters.out_pkts_protected if counters else 0,
+        out_pkts_untagged=counters.out_pkts_untagged if counters else 0,
+        in_pkts_untagged=counters.in_pkts_untagged if counters else 0,
     )
 
 

@@ -234,6 +234,16 @@ class MacsecStatus:
     in_pkts_no_tag: int
     agreement: KeysSummary | None = None
     """Null with static keys, or while the key daemon does not answer."""
+    unprotected: bool = False
+    """Frames pass in clear now (should-secure): as the SecY itself shows it."""
+    confidentiality: str = "offset-0"
+    """What is encrypted of the frames it sends: `offset-0` (all), `integrity-only`, `offset-30` or `-50`."""
+    out_pkts_protected: int = 0
+    """Frames sent authentic but readable (integrity only)."""
+    out_pkts_untagged: int = 0
+    """Frames sent in clear."""
+    in_pkts_untagged: int = 0
+    """Frames taken in clear."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -552,7 +552,8 @@ def explanation(name: str, shown: dict[str, Any], now: float) -> Iterable[str]:
     """Put a channel's key agreement into lines."""
     yield f"{name}: {shown['port']}" + (f": {shown['reason']}" if shown["reason"] else "")
     if shown["fail_open"]:
-        yield "  SHOULD-SECURE: while the far end has no key of ours, FRAMES PASS IN CLEAR"
+        now_open = "THEY DO NOW" if shown["port"] == "unprotected" else "none does now"
+        yield f"  SHOULD-SECURE: while no peer proves a key, FRAMES PASS IN CLEAR; {now_open}"
     yield f"  our SCI {shown['sci'] or '-'}, suite {shown['suite'] or '-'} of {', '.join(shown['suites'])}"
     if shown["wanted_suite"]:
         yield f"  agreed upon {shown['wanted_suite']}: the device is made anew for it"
@@ -566,6 +567,8 @@ def explanation(name: str, shown: dict[str, Any], now: float) -> Iterable[str]:
                 f"PN {key['next_pn']}{left}, SSCI {key['ssci'] or '-'}, "
                 f"{_ways(key)}"
             )
+            if key["confidentiality"] != "offset-0":
+                yield f"    {key['confidentiality']}: not all of each frame is encrypted"
             yield f"    under CKN {key['ckn'] or '(adopted)'}; made because: {key['reason']}"
     for participant in shown["participants"]:
         role = "principal" if participant["principal"] else "standing by"

@@ -46,11 +46,12 @@ def _mtu(channel: dict[str, Any]) -> str:
 
 def _macsec(macsec: dict[str, Any]) -> str:
     agreement = macsec.get("agreement")
-    if agreement and agreement["port"] == "unprotected":
+    if macsec.get("unprotected") or (agreement and agreement["port"] == "unprotected"):
         return "IN CLEAR"
     if not macsec["operational"] or not macsec["receiving"]:
         return "no key"
-    return f"{macsec['suite'].removeprefix('gcm-aes-')} {macsec['keys']}"
+    readable = "" if macsec["confidentiality"] == "offset-0" else f" {macsec['confidentiality']}"
+    return f"{macsec['suite'].removeprefix('gcm-aes-')} {macsec['keys']}{readable}"
 
 
 def print_status(data: dict[str, Any], *, verbose: bool) -> None:
@@ -104,12 +105,12 @@ def print_status(data: dict[str, Any], *, verbose: bool) -> None:
         agreement = channel["macsec"].get("agreement") or {}
         for warning in filter(None, [agreement.get("expiry"), *agreement.get("problems", ())]):
             console.print(Text(f"warning: keys of {channel['name']}: {warning}", style="yellow"))
-        if agreement.get("fail_open"):
-            console.print(
-                Text(
-                    f"warning: {channel['name']} is SHOULD-SECURE: frames may pass IN CLEAR", style="bold red"
-                )
-            )
+        if channel["macsec"].get("unprotected"):
+            loud = f"warning: FRAMES OF {channel['name']} PASS IN CLEAR NOW"
+            console.print(Text(f"{loud}: should-secure, and no peer proves a key", style="bold red"))
+        elif channel["macsec"]["mode"] == "should-secure":
+            loud = f"warning: {channel['name']} is SHOULD-SECURE"
+            console.print(Text(f"{loud}: frames pass IN CLEAR when no peer proves a key", style="bold red"))
     for error in data["errors"]:
         console.print(
             Text(f"error: {error['object']}: {error['reason']} (for {ago(error['since'], now)})", style="red")
@@ -139,7 +140,8 @@ def _print_channel(console: Console, channel: dict[str, Any], now: float) -> Non
         f"carrier {'yes' if channel['carrier'] else 'no'}  guarded {'yes' if channel['guarded'] else 'NO'}"
     )
     console.print(
-        f"  macsec {macsec['device']}  {macsec['secy']}  {macsec['suite']}  {macsec['mode']}  keys {macsec['keys']}  "
+        f"  macsec {macsec['device']}  {macsec['secy']}  {macsec['suite']}  {macsec['mode']}  "
+        f"{macsec['confidentiality']}  keys {macsec['keys']}  "
         f"sci {macsec['sci'] or '-'}"
     )
     if macsec["secy"] == "fastpath" and macsec["secy_reason"]:
@@ -160,6 +162,13 @@ def _print_channel(console: Console, channel: dict[str, Any], now: float) -> Non
         f"    out encrypted {macsec['out_pkts_encrypted']}  in ok {macsec['in_pkts_ok']}  "
         f"not valid {macsec['in_pkts_not_valid']}  late {macsec['in_pkts_late']}  no tag {macsec['in_pkts_no_tag']}"
     )
+    if macsec["out_pkts_protected"]:
+        console.print(f"    out readable (integrity only) {macsec['out_pkts_protected']}")
+    if macsec["out_pkts_untagged"] or macsec["in_pkts_untagged"]:
+        console.print(
+            f"    IN CLEAR: out {macsec['out_pkts_untagged']}  in {macsec['in_pkts_untagged']}",
+            style="bold red",
+        )
     for feature in channel["connections"]:
         console.print(
             f"  connection {feature['connection']}  vlan {feature['vlan']}  {feature['device']}  "
