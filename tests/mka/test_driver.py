@@ -11,12 +11,13 @@ from dataclasses import replace
 import pytest
 import structlog
 
-from router.errors import KernelError
+from router.errors import KernelError, Unsupported
 from router.mka import driver as module
+from router.mka import kay as kay_module
 from router.mka.driver import KayDriver, UsedKeys
 from router.mka.events import PortState
 from router.mka.kay import KayConfig, KeyEntry
-from router.model import CipherSuite, Sci, Secret
+from router.model import CipherSuite, Confidentiality, Sci, Secret
 from router.secy import ReceiveScState, SaState, SecyCounters, SecyState
 
 CKN = bytes(31) + b"\1"
@@ -34,6 +35,10 @@ class MemorySecy:
         self.encoding_an = 0
         self.missing = False
         self.installed = []
+        self.unprotected, self.confidentiality = False, Confidentiality.OFFSET_0
+        self.refusal = ""
+        """Why it neither opens nor closes."""
+        self.port_orders = []
 
     def _there(self):
         if self.missing:
@@ -52,7 +57,22 @@ class MemorySecy:
                 ReceiveScState(sci, True, tuple(sas.values())) for sci, sas in self.receive.items()
             ),
             counters=SecyCounters(),
+            confidentiality=self.confidentiality,
+            unprotected=self.unprotected,
         )
+
+    async def set_controlled_port(self, *, unprotected):
+        self._there()
+        if self.refusal:
+            raise KernelError(self.refusal, errno.EBUSY)
+        self.port_orders.append(unprotected)
+        self.unprotected = unprotected
+
+    async def set_confidentiality(self, confidentiality):
+        if confidentiality.offset:
+            raise Unsupported("no offsets here", errno.EOPNOTSUPP)
+        assert not self.transmit, "before the SAs that it is for"
+        self.confidentiality = confidentiality
 
     async def create_receive_sc(self, sci):
         self._there()
@@ -114,11 +134,11 @@ class World:
         self.wires = list(socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM))
         self.tmp_path = tmp_path
 
-    def start(self, end, *, cak=CAK, suites=(XPN,)):
+    def start(self, end, *, cak=CAK, suites=(XPN,), **policy):
         driver = self.drivers[end] = KayDriver(
             port=f"port{end}",
             device=f"ms{end}",
-            config=KayConfig(sci=self.scis[end], priority=16, suites=suites),
+            config=KayConfig(sci=self.scis[end], priority=16, suites=suites, **policy),
             secy=self.secys[end],
             used_keys=UsedKeys(self.tmp_path / f"{end}.used"),
             log=structlog.get_logger(),
@@ -286,6 +306,118 @@ def test_a_changed_encoding_sa_is_put_right(wire):
                 world.drivers[0].look()
                 await asyncio.sleep(0.05)
             await until(lambda: world.secys[0].encoding_an == right)
+
+    run(scenario())
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    """A port opens after 0.2 s without a peer."""
+    monkeypatch.setattr(kay_module, "MKA_LIFE_TIME_S", 0.2)
+
+
+def test_should_secure_opens_the_secy_and_closes_it_for_a_peer(wire, impatient):
+    """In clear while nobody proves a key; closed before the first SA; a must-secure SecY is never touched."""
+
+    async def scenario():
+        async with wire() as world:
+            world.start(0, must_secure=False)
+            await until(lambda: world.secys[0].unprotected)
+            assert world.drivers[0].port_state is PortState.UNPROTECTED
+            world.start(1)
+            await until(world.secured)
+            assert world.secys[0].port_orders == [True, False]
+            assert world.secys[1].port_orders == []
+
+    run(scenario())
+
+
+def test_a_port_that_cannot_be_closed_claims_nothing(wire, impatient):
+    """The SecY refuses to protect: shown as in clear, with the reason, and no key is installed over it."""
+
+    async def scenario():
+        async with wire() as world:
+            world.start(0, must_secure=False)
+            await until(lambda: world.secys[0].unprotected)
+            world.secys[0].refusal = "the device is busy"
+            world.start(1)
+            await until(lambda: world.drivers[0].port_problem)
+            await until(lambda: "still passes frames in clear" in world.drivers[0].snapshot().refusal)
+            assert world.drivers[0].port_state is PortState.UNPROTECTED
+            assert not world.secys[0].transmit
+            assert not world.secured()
+            world.secys[0].refusal = ""
+            await until(world.secured)
+            assert not world.secys[0].unprotected
+
+    run(scenario())
+
+
+def test_a_port_that_cannot_be_opened_is_shown_as_closed(wire, impatient):
+    """An order is not a fact."""
+
+    async def scenario():
+        async with wire() as world:
+            world.secys[0].refusal = "operation not permitted"
+            world.start(0, must_secure=False)
+            await until(lambda: world.drivers[0].port_problem == "operation not permitted")
+            assert world.drivers[0].port_state is PortState.CLOSED
+            world.secys[0].refusal = ""
+            await until(lambda: world.drivers[0].port_state is PortState.UNPROTECTED)
+
+    run(scenario())
+
+
+def test_a_must_secure_port_that_was_left_open_is_closed(wire):
+    """By the policy before this one, or by somebody's hand."""
+
+    async def scenario():
+        async with wire() as world:
+            world.secys[0].unprotected = True
+            world.start(0)
+            await until(lambda: not world.secys[0].unprotected)
+            world.start(1)
+            await until(world.secured)
+            world.secys[0].unprotected = True
+            for _ in range(3):
+                world.drivers[0].look()
+                await asyncio.sleep(0.05)
+            await until(lambda: not world.secys[0].unprotected)
+
+    run(scenario())
+
+
+def test_a_successor_of_an_open_port_keeps_it_open(wire, impatient):
+    """No second silence: the SecY tells that frames passed in clear."""
+
+    async def scenario():
+        async with wire() as world:
+            world.start(0, must_secure=False)
+            await until(lambda: world.secys[0].unprotected)
+            await world.end(0)
+            assert world.secys[0].unprotected, "it is left as it is"
+            world.start(0, must_secure=False)
+            await until(lambda: world.drivers[0].port_state is PortState.UNPROTECTED)
+
+    run(scenario())
+
+
+def test_the_secy_encrypts_what_the_key_server_orders(wire):
+    """Integrity only where both ends allow it, set before the SAs."""
+
+    async def scenario():
+        async with wire() as world:
+            readable = {
+                "suites": (CipherSuite.GCM_AES_128,),
+                "confidentiality": Confidentiality.INTEGRITY_ONLY,
+                "accept": frozenset({Confidentiality.INTEGRITY_ONLY, Confidentiality.OFFSET_0}),
+            }
+            for secy in world.secys:
+                secy.suite = CipherSuite.GCM_AES_128
+            world.start(0, **readable)
+            world.start(1, **readable)
+            await until(world.secured)
+            assert all(secy.confidentiality is Confidentiality.INTEGRITY_ONLY for secy in world.secys)
 
     run(scenario())
 
