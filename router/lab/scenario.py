@@ -34,6 +34,10 @@ BAD_WIRE: Final = (
 """Of the scenarios with a bad wire."""
 
 
+FAST_RETIREMENT: Final = (("mka: {priority: 16}", "mka: {priority: 16, sak_retire_time_ms: 100}"),)
+"""Old SAs go after 0.1 s instead of 3 s, so that rotations can follow each other quickly."""
+
+
 @dataclass(frozen=True, slots=True)
 class Scenario:
     """One entry of the list."""
@@ -175,6 +179,16 @@ def all_scenarios() -> tuple[Scenario, ...]:
             topology="one-channel",
             function="mka:sak_rotation",
             start_edges=("none",),
+            edits=FAST_RETIREMENT,
+        ),
+        Scenario(
+            "sak-rotation-1000",
+            "the same a thousand times",
+            topology="one-channel",
+            function="mka:sak_rotation_1000",
+            timeout_s=900.0,
+            start_edges=("none",),
+            edits=FAST_RETIREMENT,
         ),
         Scenario(
             "xpn-wrap",

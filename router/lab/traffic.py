@@ -37,6 +37,8 @@ SPREAD_PAUSE_S: Final = 0.02
 PROBE = struct.Struct("!QI")
 BUFFER: Final = 4 << 20
 BURST: Final = 64
+TCP_LOAD_INTERVAL_S: Final = 0.02
+TCP_LOAD_TIMEOUT_S: Final = 20.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,6 +201,62 @@ def tcp_through(source: Node, sink: Node, address: str, octets: int, timeout_s: 
             if readable:
                 received += len(peer.recv(1 << 18))
         return Stream(received, time.monotonic() - start)
+
+
+class TcpLoad:
+    """A TCP connection that carries `mbps` from `start` to `stop`, beside whatever else is done."""
+
+    def __init__(self, source: Node, sink: Node, address: str, mbps: float = 8.0) -> None:
+        family = _family(address)
+        self._block = bytes(round(mbps * 1e6 / 8 * TCP_LOAD_INTERVAL_S))
+        self._server = sink.socket(family, socket.SOCK_STREAM)
+        self._server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._server.bind((address, PORT + 3))
+        self._server.listen()
+        self._server.settimeout(TCP_LOAD_TIMEOUT_S)
+        self._client = source.socket(family, socket.SOCK_STREAM)
+        self._client.settimeout(TCP_LOAD_TIMEOUT_S)
+        self._client.connect((address, PORT + 3))
+        self._sent = 0
+        self._received = 0
+        self._stop = threading.Event()
+        self._threads = [threading.Thread(target=t, daemon=True) for t in (self._send, self._receive)]
+
+    def start(self) -> None:
+        """Begin to send."""
+        self._began = time.monotonic()
+        for thread in self._threads:
+            thread.start()
+
+    def _send(self) -> None:
+        while not self._stop.wait(TCP_LOAD_INTERVAL_S):
+            try:
+                self._client.sendall(self._block)
+            except OSError:
+                return
+            self._sent += len(self._block)
+        with contextlib.suppress(OSError):
+            self._client.shutdown(socket.SHUT_WR)
+
+    def _receive(self) -> None:
+        try:
+            peer, _ = self._server.accept()
+            with peer:
+                peer.settimeout(TCP_LOAD_TIMEOUT_S)
+                while data := peer.recv(1 << 18):
+                    self._received += len(data)
+        except OSError:
+            return
+
+    def stop(self) -> tuple[Stream, bool]:
+        """End it; returns what arrived, and whether that is all that was sent."""
+        self._stop.set()
+        for thread in self._threads:
+            thread.join(2 * TCP_LOAD_TIMEOUT_S)
+        self._client.close()
+        self._server.close()
+        whole = self._received == self._sent > 0
+        return Stream(self._received, time.monotonic() - self._began), whole
 
 
 @dataclass(frozen=True, slots=True)
