@@ -65,6 +65,11 @@ def _environment() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+def _check_secy(secy: str) -> None:
+    if secy not in SECYS:
+        raise LabError(f"--secy is {', '.join(SECYS)}, not {secy!r}")
+
+
 def _print_json(data: Any) -> None:
     sys.stdout.write(json.dumps(data, indent=2) + "\n")
 
@@ -126,8 +131,7 @@ def run(  # noqa: PLR0917 - options, by name
                 raise LabError(
                     f"{scenario.name} runs with {' or '.join(scenario.edges)} edges, not with {edges!r}"
                 )
-        if secy not in SECYS:
-            raise LabError(f"--secy is {', '.join(SECYS)}, not {secy!r}")
+        _check_secy(secy)
         outcomes = []
         for scenario in chosen:
             who = scenario.secy if secy == "auto" else secy
@@ -152,6 +156,7 @@ def up(
     topology: Annotated[str, typer.Argument(help="A name from `lab list`.")] = "four-channels",
     edges: Edges = "frr",
     machine: MachineKind = "auto",
+    secy: SecyKind = "auto",
 ) -> None:
     """Bring a lab up and leave it running; `lab exec` reaches into it, `lab down` ends it."""
     from router.lab import detect, holder, runner
@@ -161,9 +166,10 @@ def up(
     with _environment():
         if edges not in KINDS:
             raise LabError(f"there are no edges {edges!r}; there are {', '.join(KINDS)}")
-        kind, reason = detect.choose(machine)
+        _check_secy(secy)
+        kind, reason = detect.choose(machine, secy)
         console.print(reason)
-        holder.up(topology, edges, kind, runner.Progress(console))
+        holder.up(topology, edges, kind, runner.Progress(console), secy=secy)
         console.print(
             f"{topology} is up. Look: lastmile lab status; lastmile lab exec r -- ip route; lastmile lab down"
         )
@@ -202,6 +208,7 @@ def status(as_json: Json = False) -> None:
             "topology": there.topology,
             "edges": there.edges,
             "machine": there.machine,
+            "secy": there.secy,
             "nodes": list(there.nodes),
         }
         if as_json:
@@ -212,7 +219,8 @@ def status(as_json: Json = False) -> None:
             _print_json({"up": True, **facts, "since": there.since, "router": router})
         else:
             typer.echo(
-                f"{there.topology} with {there.edges} edges ({there.machine}), nodes {', '.join(there.nodes)}"
+                f"{there.topology} with {there.edges} edges ({there.machine}, secy {there.secy}),"
+                f" nodes {', '.join(there.nodes)}"
             )
             typer.echo(text.rstrip() or "the router does not answer yet")
     raise typer.Exit(code)
@@ -229,6 +237,7 @@ def exec_(
 ) -> None:
     """Run a command in a node of the lab that is up; its exit status is ours."""
     from router.lab import holder
+    from router.lab.lab import EDGES_SOCKET
     from router.lab.machine import WORK
 
     def sink(descriptor: int, data: bytes) -> None:
@@ -248,5 +257,8 @@ def exec_(
             f"PATH={Path(sys.executable).parent}:{_PATH}",
             f"LASTMILE_RUN_DIR={WORK / _ROUTER_RUN}",
         ]
-        code = holder.run(["env", *environment, "ip", "netns", "exec", node, *command], sink, stdin)
+        argv = ["env", *environment, "ip", "netns", "exec", node, *command]
+        if node in there.in_guest:
+            argv = [sys.executable, "-m", "router.lab.switchboard", str(EDGES_SOCKET), *argv]
+        code = holder.run(argv, sink, stdin)
     raise typer.Exit(code)

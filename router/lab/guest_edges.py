@@ -17,7 +17,7 @@ import base64
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
@@ -33,6 +33,7 @@ from router.lab.link import PIECE, Link
 from router.lab.machine import WORK
 from router.lab.network import Network, guest_wires
 from router.lab.node import Node
+from router.lab.switchboard import Switchboard, listen
 from router.lab.topology import Topology
 
 START_TIMEOUT_S: Final = 90.0
@@ -116,6 +117,12 @@ class GuestEdges:
     def mka_ends(self) -> dict[str, MkaEnd]:
         """The edges' key agreement, by node."""
         return {node: GuestMkaEnd(self, self._topology, node, kind) for node, kind in self._mka.items()}
+
+    def serve(self, path: Path, ready: Callable[[], None]) -> None:
+        """Take commands for the guest at a unix socket, as `Switchboard` does. Raises LabError."""
+        with listen(path) as server:
+            ready()
+            Switchboard(self._machine.link, server).serve()
 
     def close(self) -> None:
         """End the guest and everything in it."""

@@ -1,8 +1,7 @@
 """`lab up`: a process in the background that holds a machine and lets others reach into it.
 
 It owns the machine, so its end, however it comes, is the lab's. Commands reach the agent through
-its unix socket, in the agent's own protocol; job numbers are made unique on the way. Besides:
-`{"op": "down"}` ends the lab.
+its unix socket, a `Switchboard`; `{"op": "down"}` ends the lab.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ import contextlib
 import dataclasses
 import json
 import os
-import selectors
 import shutil
 import signal
 import socket
@@ -28,9 +26,12 @@ from typing import Any, Final
 from router.errors import LabError
 from router.lab import machine, topology
 from router.lab.link import Link, Sink
+from router.lab.switchboard import Switchboard, listen
 
 UP_TIMEOUT_S: Final = 180.0
 DOWN_TIMEOUT_S: Final = 30.0
+KEEP_JOB: Final = 1000
+"""The lab itself, among the jobs of the machine's agent."""
 
 
 def directory() -> Path:
@@ -49,7 +50,11 @@ class Up:
     topology: str
     edges: str
     machine: str
+    secy: str
+    """As asked for: `auto`, `kernel` or `fastpath`."""
     nodes: tuple[str, ...]
+    in_guest: tuple[str, ...]
+    """Nodes that are in a guest kernel of their own."""
     router: str
     pid: int
     since: float
@@ -59,7 +64,7 @@ def current() -> Up | None:
     """Return the lab that is up; what a dead holder left is removed."""
     try:
         raw = json.loads((directory() / "lab.json").read_text())
-        up = Up(**{**raw, "nodes": tuple(raw["nodes"])})
+        up = Up(**{**raw, "nodes": tuple(raw["nodes"]), "in_guest": tuple(raw["in_guest"])})
     except (OSError, ValueError, TypeError, KeyError):
         return None
     try:
@@ -87,13 +92,15 @@ def run(argv: Sequence[str], sink: Sink, stdin: bytes = b"") -> int:
         return Link(line).run(argv, sink, stdin=stdin)
 
 
-def up(name: str, edges: str, kind: str, progress: Callable[[dict[str, Any]], None]) -> None:
+def up(
+    name: str, edges: str, kind: str, progress: Callable[[dict[str, Any]], None], *, secy: str = "auto"
+) -> None:
     """Start a holder and wait until its lab is up. Raises LabError."""
     if (there := current()) is not None:
         raise LabError(f"{there.topology} is up already (pid {there.pid}); `lastmile lab down` ends it")
     topology.load(name)  # a wrong name is said before anything is started
     process = subprocess.Popen(
-        [sys.executable, "-m", "router.lab.holder", name, edges, kind],
+        [sys.executable, "-m", "router.lab.holder", name, edges, secy, kind],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         start_new_session=True,
@@ -133,105 +140,43 @@ def down() -> None:
         time.sleep(0.05)
 
 
-class Holder:
-    """The background process: one machine, its `keep` job, any number of clients."""
-
-    def __init__(self, place: machine.Machine, server: socket.socket) -> None:
-        self._place = place
-        self._server = server
-        self._selector = selectors.DefaultSelector()
-        self._jobs: dict[int, tuple[Link | None, int]] = {}
-        """Client and its own number, by our number; no client: the lab's own job."""
-        self._last = 0
-        self._down = False
-
-    def keep(self, plan: topology.Topology, edges: str) -> None:
-        """Build the lab in the machine. Raises LabError where it cannot be built."""
-        argv = [sys.executable, "-m", "router.lab.keep", edges]
-        environment = {"PYTHONPATH": str(Path(machine.__file__).parents[2])}
-        plan_file = machine.WORK / "topology.json"
-        store = ["sh", "-c", f"cat > {plan_file}"]
-        self._place.link.run(store, lambda *_: None, stdin=plan.to_json().encode(), timeout_s=UP_TIMEOUT_S)
-        lines = b""
-        errors = b""
-        self._last = 1_000_000
-        self._place.link.send(op="spawn", id=self._last, argv=argv, env=environment)
-        self._jobs[self._last] = (None, 0)
-        deadline = time.monotonic() + UP_TIMEOUT_S
-        while True:
-            message = self._place.link.receive(max(0.0, deadline - time.monotonic()))
-            if message is None:
-                raise LabError(f"the lab was not up within {UP_TIMEOUT_S:.0f} s")
-            if message["op"] == "exit":
-                raise LabError(
-                    errors.decode(errors="replace").strip().splitlines()[-1] if errors else "it ended"
-                )
-            if message["op"] != "out":
-                continue
-            data = base64.b64decode(message["data"])
-            if message["fd"] == 2:
-                errors += data
-                continue
-            *whole, lines = (lines + data).split(b"\n")
-            for line in whole:
-                sys.stdout.write(line.decode() + "\n")
-                sys.stdout.flush()
-                event = json.loads(line)
-                if event["event"] == "built":
-                    return
-                if event["event"] == "error":
-                    raise LabError(event["text"])
-
-    def serve(self) -> None:
-        """Serve clients until one says `down` or the machine ends."""
-        self._selector.register(self._server, selectors.EVENT_READ, None)
-        self._selector.register(self._place.link, selectors.EVENT_READ, self._place.link)
-        while not self._down:
-            for key, _ in self._selector.select():
-                if key.data is None:
-                    client = Link(self._server.accept()[0])
-                    self._selector.register(client, selectors.EVENT_READ, client)
-                elif key.data is self._place.link:
-                    self._from_machine()
-                else:
-                    self._from_client(key.data)
-
-    def _from_machine(self) -> None:
-        while (message := self._place.link.receive(0)) is not None:
-            client, number = self._jobs.get(message.get("id", 0), (None, 0))
-            if client is not None:
-                with contextlib.suppress(LabError):
-                    client.send(**{**message, "id": number})
-            if message["op"] == "exit":
-                self._jobs.pop(message["id"], None)
-
-    def _from_client(self, client: Link) -> None:
-        try:
-            while (message := client.receive(0)) is not None:
-                if message["op"] == "down":
-                    self._down = True
-                    return
-                self._forward(client, message)
-        except (LabError, KeyError, ValueError):
-            self._selector.unregister(client)
-            for number, (owner, _) in list(self._jobs.items()):
-                if owner is client:  # a client that is gone ends what it started
-                    self._place.link.send(op="signal", id=number, number=signal.SIGTERM)
-                    self._jobs[number] = (None, 0)
-
-    def _forward(self, client: Link, message: dict[str, Any]) -> None:
-        if message["op"] == "spawn":
-            self._last += 1
-            self._jobs[self._last] = (client, message["id"])
-            number = self._last
-        else:
-            number = next((n for n, job in self._jobs.items() if job == (client, message["id"])), 0)
-        self._place.link.send(**{**message, "id": number})
+def _keep(place: machine.Machine, plan: topology.Topology, edges: str, secy: str, kind: str) -> None:
+    """Build the lab in the machine and leave it there. Raises LabError where it cannot be built."""
+    argv = [sys.executable, "-m", "router.lab.keep", edges, secy, kind]
+    environment = {"PYTHONPATH": str(Path(machine.__file__).parents[2])}
+    plan_file = machine.WORK / "topology.json"
+    store = ["sh", "-c", f"cat > {plan_file}"]
+    place.link.run(store, lambda *_: None, stdin=plan.to_json().encode(), timeout_s=UP_TIMEOUT_S)
+    lines = b""
+    errors = b""
+    place.link.send(op="spawn", id=KEEP_JOB, argv=argv, env=environment)
+    deadline = time.monotonic() + UP_TIMEOUT_S
+    while True:
+        message = place.link.receive(max(0.0, deadline - time.monotonic()))
+        if message is None:
+            raise LabError(f"the lab was not up within {UP_TIMEOUT_S:.0f} s")
+        if message["op"] == "exit":
+            raise LabError(errors.decode(errors="replace").strip().splitlines()[-1] if errors else "it ended")
+        if message["op"] != "out":
+            continue
+        data = base64.b64decode(message["data"])
+        if message["fd"] == 2:
+            errors += data
+            continue
+        *whole, lines = (lines + data).split(b"\n")
+        for line in whole:
+            sys.stdout.write(line.decode() + "\n")
+            sys.stdout.flush()
+            event = json.loads(line)
+            if event["event"] == "built":
+                return
+            if event["event"] == "error":
+                raise LabError(event["text"])
 
 
 def main() -> int:
-    """`python -m router.lab.holder TOPOLOGY EDGES KIND`; events on standard output until it is up."""
-    name, edges, kind = sys.argv[1:4]
+    """`python -m router.lab.holder TOPOLOGY EDGES SECY KIND`; events on standard output until it is up."""
+    name, edges, secy, kind = sys.argv[1:5]
 
     def ended(*_: object) -> None:
         raise SystemExit(0)
@@ -240,18 +185,13 @@ def main() -> int:
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     place = directory()
     try:
-        plan = topology.load(name)
+        plan = topology.load(name).with_secy(secy)
+        in_guest = tuple(edge.node for edge in plan.edges) if kind == "bridged" else ()
         place.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with (
-            socket.socket(socket.AF_UNIX) as server,
-            machine.started(kind) as running,
-        ):
-            holder = Holder(running, server)
-            holder.keep(plan, edges)
-            (place / "agent.sock").unlink(missing_ok=True)
-            server.bind(str(place / "agent.sock"))
-            server.listen()
-            facts = Up(name, edges, kind, plan.nodes, plan.router, os.getpid(), time.time())
+        with machine.started("host" if kind == "bridged" else kind) as running:
+            _keep(running, plan, edges, secy, kind)
+            server = listen(place / "agent.sock")
+            facts = Up(name, edges, kind, secy, plan.nodes, in_guest, plan.router, os.getpid(), time.time())
             (place / "lab.json").write_text(json.dumps(dataclasses.asdict(facts)))
             # Whoever started us has heard `ready` and is gone: nothing more is said.
             quiet = os.open(os.devnull, os.O_WRONLY)
@@ -259,7 +199,8 @@ def main() -> int:
             sys.stdout.flush()
             os.dup2(quiet, 1)
             os.dup2(quiet, 2)
-            holder.serve()
+            with server:
+                Switchboard(running.link, server).serve()
     except LabError as error:
         with contextlib.suppress(BrokenPipeError):
             sys.stdout.write(json.dumps({"event": "error", "text": str(error)}) + "\n")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
-from typing import Any
+from typing import Any, NoReturn
 
 from router.errors import LabError
 from router.lab.lab import Lab
@@ -15,7 +15,8 @@ from router.lab.topology import Topology
 
 
 def main() -> int:
-    """`python -m router.lab.keep EDGES`; the topology is in the machine's work directory."""
+    """`python -m router.lab.keep EDGES SECY KIND`; the topology is in the machine's work directory."""
+    edges, secy, kind = sys.argv[1:4]
 
     def emit(event: dict[str, Any]) -> None:
         sys.stdout.write(to_line(event) + "\n")
@@ -24,7 +25,8 @@ def main() -> int:
     def say(event: str, text: str = "") -> None:
         emit({"event": event, "text": text})
 
-    lab = Lab(Topology.from_json((WORK / "topology.json").read_text()), sys.argv[1])
+    topology = Topology.from_json((WORK / "topology.json").read_text())
+    lab = Lab(topology, edges, secy=secy, side="host" if kind == "bridged" else "whole")
     try:
         say("progress", f"building {lab.topology.name}: {len(lab.topology.nodes)} nodes")
         lab.build()
@@ -37,11 +39,18 @@ def main() -> int:
         start_and_wait(lab, Report("up", emit))
     except LabError as error:  # the lab is there to look why
         say("progress", str(error))
-    say("built")
     # The far ends and the router are our children; the machine's end is ours.
-    signal.sigwait({signal.SIGTERM, signal.SIGINT})
-    lab.close()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _ended)
+    try:
+        lab.serve_edges(ready=lambda: say("built"))
+    finally:
+        lab.close()
     return 0
+
+
+def _ended(*_: object) -> NoReturn:
+    raise SystemExit(0)
 
 
 if __name__ == "__main__":

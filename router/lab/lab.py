@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+import signal
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from router.lab import farend
 from router.lab.capture import Capture
@@ -17,6 +18,9 @@ from router.lab.topology import Topology
 
 if TYPE_CHECKING:
     from router.lab.guest_edges import GuestEdges
+
+EDGES_SOCKET: Final = WORK / "edges.sock"
+"""Where commands for the edges' guest are taken, by a `Switchboard`."""
 
 
 class Lab:
@@ -102,6 +106,14 @@ class Lab:
         if self._guest is not None:
             return str(self._guest.ask("run", node, argv=list(argv), stdin=stdin)["out"])
         return self.network.nodes[node].run(*argv, stdin=stdin)
+
+    def serve_edges(self, ready: Callable[[], None]) -> None:
+        """Let commands reach the edges at `EDGES_SOCKET` where they are in a guest. Ends with the process."""
+        if self._guest is None:
+            ready()
+            signal.pause()
+        else:
+            self._guest.serve(EDGES_SOCKET, ready)
 
     def nexthops(self, prefix: str) -> list[dict[str, Any]]:
         """The next hops of the router's route to `prefix`: device and gateway, as its kernel has them."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 import sys
 import traceback
 from collections.abc import Callable
@@ -66,9 +65,7 @@ class Scenario:
 
     def edit(self, topology: Topology, secy: str = "auto") -> Topology:
         """Apply the edits, and say who does MACsec. Raises LabError where a text is not there."""
-        text = topology.config
-        if secy != "auto":
-            text = re.sub(r"^( +)profile: .*$", rf"\g<0>\n\1secy: {secy}", text, flags=re.MULTILINE)
+        text = topology.with_secy(secy).config
         for old, new in self.edits:
             if old not in text:
                 raise LabError(f"scenario {self.name}: {topology.config_name} has no {old!r} to replace")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -161,6 +162,13 @@ class Topology:
             raw[name] = tuple(tuple(v) if isinstance(v, list) else v for v in raw[name])
         raw["routes"] = tuple((node, prefix, tuple(gateways)) for node, prefix, gateways in raw["routes"])
         return cls(**raw)
+
+    def with_secy(self, secy: str) -> Topology:
+        """The same with this `secy` in every interconnect of the configuration; `auto` changes nothing."""
+        if secy == "auto":
+            return self
+        text = re.sub(r"^( +)profile: .*$", rf"\g<0>\n\1secy: {secy}", self.config, flags=re.MULTILINE)
+        return dataclasses.replace(self, config=text)
 
     def edge(self, node: str) -> Edge:
         """Look an edge up by its node. Raises KeyError."""
