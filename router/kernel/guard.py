@@ -6,14 +6,16 @@ must stay down. Both survive the death of every process of ours, and both hold f
 a program writes to the port itself (AF_PACKET). nftables reads the EtherType from the frame; tc
 goes by what the sender declared to the kernel, so a root program that forges just that gets by.
 
-With tc, three filters stand in each direction, at preferences 1 to n+1, each with handle 205,
-our mark: one that passes each EtherType, one that drops the rest.
+With tc, a filter that passes each EtherType stands in each direction, and behind them one that drops
+the rest, each with handle 205, our mark. An EtherType has a preference of its own, because the kernel
+takes no other protocol at one that is in use: so a list can grow and shrink without a gap.
 """
 
 from __future__ import annotations
 
 import errno
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, Final, Protocol
 
 from pyroute2 import AsyncIPRoute
@@ -28,6 +30,8 @@ ETH_P_ALL: Final = 0x0003
 CLSACT_INGRESS: Final = 0xFFFFFFF2
 CLSACT_EGRESS: Final = 0xFFFFFFF3
 DIRECTIONS: Final = (CLSACT_EGRESS, CLSACT_INGRESS)
+PREFERENCES: Final = MappingProxyType({0x888E: 11, 0x88E5: 12, 0x8809: 13, 0x8100: 14})
+"""Of the filters that pass, by EtherType: EAPOL, MACsec, slow protocols, 802.1Q."""
 PREFERENCE_DROP: Final = 100
 ACTION_OK: Final = 0
 ACTION_SHOT: Final = 2
@@ -106,7 +110,7 @@ class TcGuard:
             if error.code != errno.EEXIST:
                 raise _error(guard.device, error) from error
         for parent in DIRECTIONS:
-            filters = [(p, ethertype, "ok") for p, ethertype in enumerate(guard.ethertypes, start=1)]
+            filters = [(PREFERENCES[ethertype], ethertype, "ok") for ethertype in guard.ethertypes]
             for preference, protocol, action in (*filters, (PREFERENCE_DROP, ETH_P_ALL, "shot")):
                 try:
                     await self._route.tc(
@@ -121,23 +125,24 @@ class TcGuard:
                     )
                 except NetlinkError as error:
                     raise _error(guard.device, error) from error
-            await self._prune(index, parent, keep=len(guard.ethertypes))
+            await self._prune(index, parent, {(p, ethertype) for p, ethertype, _ in filters})
 
-    async def _prune(self, index: int, parent: int, keep: int) -> None:
-        """Delete our passing filters beyond the first `keep`, left from a longer list."""
+    async def _prune(self, index: int, parent: int, keep: set[tuple[int, int]]) -> None:
+        """Delete our passing filters but those of `keep` (preference, EtherType): left from another list."""
         doomed = [
-            (message["info"] >> 16, _swap(message["info"] & 0xFFFF))
+            place
             async for message in await self._route.get_filters(index=index, parent=parent)
-            if message["handle"] == ROUTE_PROTOCOL and keep < message["info"] >> 16 < PREFERENCE_DROP
+            if message["handle"] == ROUTE_PROTOCOL
+            and (place := (message["info"] >> 16, _swap(message["info"] & 0xFFFF))) not in keep
+            and place[0] < PREFERENCE_DROP
         ]
         for preference, protocol in doomed:
             await self._delete(index, parent, preference, protocol)
 
-    async def remove(self, guard: EgressGuard, index: int) -> None:
+    async def remove(self, guard: EgressGuard, index: int) -> None:  # noqa: ARG002 - the mark tells ours
         """Delete our filters; the clsact qdisc stays, somebody else may use it."""
         for parent in DIRECTIONS:
-            for preference, ethertype in enumerate(guard.ethertypes, start=1):
-                await self._delete(index, parent, preference, ethertype)
+            await self._prune(index, parent, set())
             await self._delete(index, parent, PREFERENCE_DROP, ETH_P_ALL)
 
     async def _delete(self, index: int, parent: int, preference: int, protocol: int) -> None:

@@ -449,7 +449,10 @@ class Kay:
         # With XPN the field has no meaning that implementations agree on: SONiC sends 0 and encrypts.
         confidentiality = self.config.confidentiality if suite.is_xpn else offer.confidentiality
         if not suite.is_xpn and confidentiality not in self.config.accept:
-            self._refusal = f"key server {peer.sci} chose {confidentiality.name}, which is not accepted here"
+            self._refusal = (
+                f"key server {peer.sci} orders {confidentiality.label}, our policy is"
+                f" {self.config.confidentiality.label}: refused - set macsec.confidentiality alike at both ends"
+            )
             raise MkpduError(DropReason.SAK_CONFIDENTIALITY, self._refusal)
         sak = participant.cak.unwrap(offer.wrapped)
         if sha256(sak.reveal()).digest() in self._sak_digests:

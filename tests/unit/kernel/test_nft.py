@@ -64,3 +64,23 @@ def test_normalising_keeps_the_order_of_rules():
     """Sets have no order, rules have."""
     objects = render_rules(RULES)
     assert normalise(objects) != normalise(list(reversed(objects)))
+
+
+def test_a_guard_of_should_secure_reads_back_under_the_names_that_nft_gives():
+    """nft lists EtherType 0x8100 as 8021q, and a guard that is whole is not taken for a changed one."""
+    guard = EgressGuard("port1", (0x8100, 0x888E, 0x88E5))
+    listed = as_listed(render_guard(guard))
+    for item in listed:
+        for expression in item.get("rule", {}).get("expr", []):
+            if "match" in expression:
+                types = expression["match"]["right"]["set"]
+                expression["match"]["right"]["set"] = ["8021q" if t == 0x8100 else t for t in types]
+    assert parse_guards(listed) == {"port1": guard}
+
+
+def test_a_guard_of_must_secure_is_what_it_was():
+    """Two EtherTypes, drop for the rest, both directions: nothing of should-secure touches it."""
+    rules = [o["rule"] for o in render_guard(GUARD) if "rule" in o]
+    chains = [o["chain"] for o in render_guard(GUARD) if "chain" in o]
+    assert [rule["expr"][0]["match"]["right"] for rule in rules] == [{"set": [0x888E, 0x88E5]}] * 2
+    assert [(chain["hook"], chain["policy"]) for chain in chains] == [("egress", "drop"), ("ingress", "drop")]

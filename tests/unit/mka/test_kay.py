@@ -133,7 +133,7 @@ def test_integrity_only_is_distributed_and_must_be_accepted():
     b = world.add(11, suites=(CipherSuite.GCM_AES_128,), priority=32)
     world.run(3)
     assert b.secy.port is PortState.CLOSED
-    assert "INTEGRITY_ONLY, which is not accepted" in b.snapshot.suspicion
+    assert "orders integrity-only, our policy is offset-0: refused" in b.snapshot.suspicion
 
 
 def test_icv_indicator_is_sent_when_asked_and_accepted_always():

@@ -1,11 +1,13 @@
 """From the shipped configuration to the desired state."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from router.config.effective import Lag, MacsecMode
 from router.config.load import load
-from router.model import CipherSuite
+from router.model import CipherSuite, Confidentiality
 from router.reconcile.desired import desired_state
 from router.reconcile.objects import (
     Address,
@@ -77,3 +79,45 @@ def test_only_neighbours_talk_to_the_control_plane(state):
 def test_the_same_configuration_is_the_same_state(state):
     """Equal configurations ask for nothing."""
     assert desired_state(load(FILE).effective) == state
+
+
+def with_policy(effective, **policy):
+    """The same configuration with another policy on its first channel."""
+    first, *others = effective.channels
+    return replace(effective, channels=(replace(first, macsec=replace(first.macsec, **policy)), *others))
+
+
+def test_must_secure_is_what_it_always_was(state):
+    """Every guard passes EAPOL and MACsec alone, no device may open or leave frames readable."""
+    assert {g.ethertypes for g in of(state, EgressGuard)} == {(0x888E, 0x88E5)}
+    assert not any(link.may_open or link.may_bare for link in of(state, MacsecLink))
+
+
+def test_should_secure_lets_one_channel_open_and_no_other(state):
+    """Its guard passes VLAN frames too, its device may open; everything else is untouched."""
+    config = with_policy(load(FILE).effective, mode=MacsecMode.SHOULD_SECURE)
+    different = set(desired_state(config).objects) - set(state.objects)
+    assert {type(o) for o in different} == {EgressGuard, MacsecLink}
+    guard = next(o for o in different if isinstance(o, EgressGuard))
+    assert (guard.device, guard.ethertypes) == ("port1", (0x8100, 0x888E, 0x88E5))
+    link = next(o for o in different if isinstance(o, MacsecLink))
+    assert (link.parent, link.may_open, link.may_bare) == ("port1", True, False)
+
+
+def test_integrity_only_changes_nothing_but_the_device(state):
+    """The guard stays: what leaves is MACsec all the same."""
+    config = with_policy(load(FILE).effective, confidentiality=Confidentiality.INTEGRITY_ONLY)
+    (link,) = set(desired_state(config).objects) - set(state.objects)
+    assert link.may_bare
+    assert not link.may_open
+
+
+def test_members_of_a_lag_pass_what_the_lag_may_send():
+    """With should-secure: LACP, VLAN frames, EAPOL and MACsec, sorted as guards must be."""
+    config = with_policy(load(FILE).effective, mode=MacsecMode.SHOULD_SECURE)
+    first, *others = config.channels
+    config = replace(
+        config, channels=(replace(first, lag=Lag(("e0", "e1"), lacp_fast=True, min_links=1)), *others)
+    )
+    guards = {g.device: g.ethertypes for g in of(desired_state(config), EgressGuard)}
+    assert guards["e0"] == guards["e1"] == (0x8100, 0x8809, 0x888E, 0x88E5)

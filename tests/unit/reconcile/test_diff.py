@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from strategies import PORTS, desired_states
 
 from router.kernel.fake import FakeKernel
-from router.model import CipherSuite
+from router.kernel.netlink import _not_ours
+from router.model import CipherSuite, Confidentiality
 from router.reconcile.diff import Verb, plan
 from router.reconcile.objects import (
     Address,
@@ -165,3 +166,71 @@ def test_the_plan_as_data():
         "interrupts": None,
     }
     assert Key("guard", "p1") == planned(STACK).actions[0].key
+
+
+OPENABLE = replace(MACSEC, may_open=True)
+
+
+def with_macsec(link, guard=GUARD):
+    return DesiredState((guard, PORT, link, VLAN, ADDRESS))
+
+
+def opened(kernel):
+    """The key daemon opens the port (should-secure), or somebody's hand does."""
+    asyncio.run(kernel.secy("ms1").set_controlled_port(unprotected=True))
+
+
+def test_an_open_port_is_left_alone_where_the_policy_allows_it():
+    """The key daemon decides on a should-secure port; the reconciler does not fight it."""
+    desired = with_macsec(OPENABLE)
+    kernel = FakeKernel(PORTS)
+    asyncio.run(reach(kernel, desired))
+    opened(kernel)
+    observed = asyncio.run(kernel.observe(desired))
+    assert observed.objects[MACSEC.key].may_open
+    assert not plan(desired, observed)
+
+
+def test_an_open_port_is_closed_where_the_policy_is_must_secure():
+    """By the reload that makes it so, and whenever it is found open after that."""
+    kernel = FakeKernel(PORTS)
+    asyncio.run(reach(kernel, with_macsec(OPENABLE)))
+    opened(kernel)
+    steps = plan(STACK, asyncio.run(kernel.observe(STACK)))
+    assert [(a.verb, a.key) for a in steps.actions] == [(Verb.CHANGE, MACSEC.key)]
+    assert "IN CLEAR" in steps.describe()
+    asyncio.run(reach(kernel, STACK))
+    assert not asyncio.run(kernel.secy("ms1").observe()).unprotected
+    opened(kernel)
+    assert plan(STACK, asyncio.run(kernel.observe(STACK))).actions
+
+
+def test_a_change_of_another_setting_leaves_the_port_as_it_is():
+    """A new replay window on an open should-secure port closes nothing."""
+    kernel = FakeKernel(PORTS)
+    asyncio.run(reach(kernel, with_macsec(OPENABLE)))
+    opened(kernel)
+    asyncio.run(reach(kernel, with_macsec(replace(OPENABLE, replay_window=128))))
+    assert asyncio.run(kernel.secy("ms1").observe()).unprotected
+
+
+def test_frames_are_encrypted_unless_the_policy_is_integrity_only():
+    """Where it is, either is right: the key server may order more."""
+    bare = with_macsec(replace(MACSEC, may_bare=True))
+    kernel = FakeKernel(PORTS)
+    asyncio.run(reach(kernel, bare))
+    state = asyncio.run(kernel.secy("ms1").observe())
+    assert state.confidentiality is Confidentiality.INTEGRITY_ONLY
+    asyncio.run(kernel.secy("ms1").set_confidentiality(Confidentiality.OFFSET_0))
+    assert not plan(bare, asyncio.run(kernel.observe(bare)))
+    asyncio.run(kernel.secy("ms1").set_confidentiality(Confidentiality.INTEGRITY_ONLY))
+    asyncio.run(reach(kernel, STACK))
+    state = asyncio.run(kernel.secy("ms1").observe())
+    assert state.confidentiality is Confidentiality.OFFSET_0
+
+
+def test_a_live_devices_settings_of_the_key_daemon_are_not_sent():
+    """What the policy leaves open is not part of a change; of a must-secure device everything is."""
+    theirs = {"macsec_protect", "macsec_validation", "macsec_encrypt"}
+    assert not theirs & _not_ours(MACSEC)
+    assert _not_ours(replace(OPENABLE, may_bare=True)) >= theirs
