@@ -380,8 +380,8 @@ class MkaSpec(Strict):
         None,
         ge=100,
         le=10_000,
-        description="How long frames under the old SAK are still taken after a rollover;"
-        " the standard's 3000 unless the wire is known to delay less.",
+        description="How long frames under the old SAK are still taken after a rollover; less than the"
+        " standard's 3000 counts once all members have said that they use the new one.",
     )
     delay_protection: bool | None = Field(
         None, description="Hello every 0.5 s, and frames older than the last hello are dropped."

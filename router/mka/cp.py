@@ -20,6 +20,9 @@ Beyond the figure, because a SecY may refuse:
 * READY ends in ABANDON after 12 s. A key server that is alive and has not transmitted under the key by
   then has abandoned it; without this, a delayed Distributed SAK leaves a second key forever.
 * Deletions and the port's state are repeated until the SecY accepts them.
+
+And because 3 s are long: with a shorter SAK Retire Time TRANSMITTING ends that long after our switch
+only if all members have said that they transmit under the new key, else after the standard's time.
 """
 
 from __future__ import annotations
@@ -173,7 +176,11 @@ def _ready_when_over(cp: Cp, now: float) -> bool:
 
 
 def _retire_when_over(cp: Cp, now: float) -> bool:
-    return cp.retire_when is not None and now >= cp.retire_when
+    return cp.retire_latest is not None and now >= cp.retire_latest
+
+
+def _all_transmitting(cp: Cp, now: float) -> bool:
+    return cp.all_transmitting and cp.retire_when is not None and now >= cp.retire_when
 
 
 def _using_receive_sas(cp: Cp, _now: float) -> bool:
@@ -233,7 +240,11 @@ TABLE: Final[dict[CpState, tuple[tuple[Guard, CpState], ...]]] = {
         (_enable_given_up, _S.ABANDON),
         (_enable_again, _S.TRANSMIT),
     ),
-    _S.TRANSMITTING: ((_changed_connect, _S.RETIRE), (_retire_when_over, _S.RETIRE)),
+    _S.TRANSMITTING: (
+        (_changed_connect, _S.RETIRE),
+        (_retire_when_over, _S.RETIRE),
+        (_all_transmitting, _S.RETIRE),
+    ),
     _S.ABANDON: ((_changed_connect, _S.RETIRE), (_new_sak, _S.RECEIVE)),
     _S.RETIRE: ((_changed_connect, _S.CHANGE), (_new_sak, _S.RECEIVE)),
 }
@@ -263,6 +274,7 @@ class Cp:
         self.connect = Connect.PENDING
         self.elected_self = False
         self.all_receiving = False
+        self.all_transmitting = False
         self.server_transmitting = False
         self.new_sak: Sak | None = None
         # Our own.
@@ -276,6 +288,7 @@ class Cp:
         self.transmit_when: float | None = None
         self.ready_when: float | None = None
         self.retire_when: float | None = None
+        self.retire_latest: float | None = None
         self.enable_retry_at: float | None = None
         self._enabling: int | None = None
         self._configured: tuple[CipherSuite, Confidentiality] | None = None
@@ -318,10 +331,13 @@ class Cp:
     def _step(self, now: float) -> tuple[Guard, CpState] | None:
         return next((row for row in TABLE[self.state] if row[0](self, now)), None)
 
-    def next_timer(self) -> float | None:
-        """The earliest of the machine's deadlines."""
-        times = (self.transmit_when, self.ready_when, self.retire_when, self.enable_retry_at, self._repeat_at)
-        return min((time for time in times if time is not None), default=None)
+    def timers(self) -> list[float]:
+        """All of the machine's deadlines, past ones that wait for something else among them."""
+        times = (
+            self.transmit_when, self.ready_when, self.retire_when, self.retire_latest, self.enable_retry_at,
+            self._repeat_at,
+        )  # fmt: skip
+        return [time for time in times if time is not None]
 
     def succeeded(self, operation: int) -> None:
         """The SecY did it."""
@@ -464,6 +480,7 @@ class Cp:
         self._set_port(PortState.SECURED)
         overlaps = self.old is not None and self.old.rx
         self.retire_when = now + (self._sak_retire_time_s if overlaps else 0.0)
+        self.retire_latest = now + (max(self._sak_retire_time_s, SAK_RETIRE_TIME_S) if overlaps else 0.0)
         if self.old is not None:
             self.old.tx = False
         self.new_info = True
@@ -477,7 +494,7 @@ class Cp:
         )
 
     def _enter_retire(self, _now: float) -> None:
-        self.retire_when = self.enable_retry_at = None
+        self.retire_when = self.retire_latest = self.enable_retry_at = None
         self._enabling = None
         if self.old is not None:
             self._delete(self.old)

@@ -108,7 +108,8 @@ class KayConfig:
     pn_exhaustion: int | None = None
     """PN at which the key server replaces a SAK; None is 75 % of the suite's (9.8)."""
     sak_retire_time_s: float = SAK_RETIRE_TIME_S
-    """How long frames under the old SAK are taken after a rollover; at least what the wire can delay them."""
+    """How long frames under the old SAK are taken after a rollover. Less than the standard's counts only
+    once all members have said that they transmit under the new one; at least what the wire can delay."""
     delay_protection: bool = False
     """Report LPNs every 0.5 s and raise receive PNs by those of peers that do (9.10)."""
     ssci_order: SsciOrder = SsciOrder.DESCENDING_SCI
@@ -639,12 +640,13 @@ class Kay:
         if cp.elected_self:
             self._plain_chosen = False
         cp.connect = self._connect(now)
-        cp.all_receiving = cp.server_transmitting = False
+        cp.all_receiving = cp.all_transmitting = cp.server_transmitting = False
         if cp.latest is None or principal is None:
             return
         key = cp.latest.key
         members = [peer for peer in principal.live if peer.mi in key.member_mis]
         cp.all_receiving = bool(members) and all(peer.receives(key.ki) for peer in members)
+        cp.all_transmitting = bool(members) and all(peer.transmits(key.ki) for peer in members)
         server = principal.server_peer
         cp.server_transmitting = server is not None and server.transmits(key.ki)
 
@@ -999,8 +1001,7 @@ class Kay:
             if self._carrier:
                 times.append(participant.hello_at)
             times += [peer.expires_at for peer in participant.peers.values()]
-        if (cp_timer := self._cp.next_timer()) is not None:
-            times.append(cp_timer)
+        times += self._cp.timers()
         if self._adopted_until is not None:
             times.append(self._adopted_until)
         if not self.config.must_secure:

@@ -32,8 +32,9 @@ CHAIN = tuple(KeyEntry(bytes([n]), Secret(bytes([n]) * 32)) for n in (1, 2, 3))
 class Episode:
     """One world with its own faults."""
 
-    def __init__(self, seed: int, storms: int = 6) -> None:
+    def __init__(self, seed: int, storms: int = 6, sak_retire_time_s: float = 3.0) -> None:
         self.seed = seed
+        self.sak_retire_time_s = sak_retire_time_s
         self.random = Random(seed)
         self.world = World(random=Random(seed + 1))
         self.world.fate = self.fate
@@ -68,6 +69,7 @@ class Episode:
             ),
             "sak_lifetime_s": self.random.choice((0.0, 0.0, 30.0)),
             "delay_protection": self.random.random() < 0.2,
+            "sak_retire_time_s": self.sak_retire_time_s,
         }
         slowness = self.random.choice((0.0, 0.0, 0.002, 0.1))
         for number in range(self.random.choice((2, 2, 3))):
@@ -267,7 +269,7 @@ def explore(seed: int, steps: int) -> tuple[int, int]:
     """Play episodes from `seed` on until so many MKPDUs were sent; returns episodes and steps."""
     episodes = done = 0
     while done < steps:
-        episode = Episode(seed + episodes)
+        episode = Episode(seed + episodes, sak_retire_time_s=(3.0, 0.1)[episodes % 2])
         try:
             done += episode.run()
         except AssertionError:

@@ -158,15 +158,34 @@ def test_the_old_sa_lives_three_seconds_more(seconds, expected):
     assert (DeleteTransmitSa in [type(o) for o in bench.drain()]) is (expected is CpState.RETIRE)
 
 
-@pytest.mark.parametrize(("seconds", "expected"), [(0.249, CpState.TRANSMITTING), (0.25, CpState.RETIRE)])
-def test_the_retire_time_is_a_parameter(seconds, expected):
-    """Where the wire is known to delay less, the old SA goes earlier."""
+@pytest.mark.parametrize(
+    ("all_transmitting", "seconds", "expected"),
+    [
+        (True, 0.249, CpState.TRANSMITTING),
+        (True, 0.25, CpState.RETIRE),
+        (False, 2.999, CpState.TRANSMITTING),
+        (False, 3.0, CpState.RETIRE),
+    ],
+)
+def test_a_shorter_retire_time_counts_once_all_transmit(all_transmitting, seconds, expected):
+    """Where the wire is known to delay less the old SA goes earlier, but not from under who still uses it."""
     bench = Bench(sak_retire_time_s=0.25)
     bench.secured(0, elected_self=True)
-    bench.cp.new_sak, bench.cp.all_receiving = sak(2, 1), True
+    bench.cp.new_sak, bench.cp.all_receiving, bench.cp.all_transmitting = sak(2, 1), True, all_transmitting
     bench.run(10)
     bench.answer(10)
     assert bench.run(10 + seconds) is expected
+
+
+def test_a_longer_retire_time_is_kept():
+    """Ten seconds are ten seconds."""
+    bench = Bench(sak_retire_time_s=10.0)
+    bench.secured(0, elected_self=True)
+    bench.cp.new_sak, bench.cp.all_receiving, bench.cp.all_transmitting = sak(2, 1), True, True
+    bench.run(10)
+    bench.answer(10)
+    assert bench.run(19.999) is CpState.TRANSMITTING
+    assert bench.run(20) is CpState.RETIRE
 
 
 @pytest.mark.parametrize(("seconds", "expected"), [(11.999, CpState.READY), (12.0, CpState.ABANDON)])
@@ -250,7 +269,7 @@ def test_the_port_is_told_closed_at_start_and_again_until_it_is():
     assert isinstance(told, SetControlledPort)
     assert told.state is PortState.CLOSED
     bench.cp.failed(told.id, "EIO", 0)
-    assert bench.cp.next_timer() == 1.0
+    assert bench.cp.timers() == [1.0]
     bench.run(1.0)
     (again,) = bench.drain()
     assert again.state is PortState.CLOSED

@@ -246,6 +246,21 @@ def test_rotations_follow_each_other_as_fast_as_the_retire_time_allows():
         assert a.ki.kn == 101
 
 
+def test_a_short_retire_time_waits_for_a_peer_whose_mkpdus_are_late():
+    """Its claim to transmit comes seconds later; until then its frames under the old key are taken."""
+    with mka_pair(sak_retire_time_s=0.1) as (a, b):
+        world = a.world
+        lost = Traffic(world, a, b, 0.01)
+        world.fate = lambda sender, _receiver, _frame: [2.5 if sender is a else 0.001]
+        world.run(6)
+        for _ in range(5):
+            a.do(lambda kay: kay.rekey(world.now))
+            world.run(12, lambda: len(b.secy.transmit) == 2)
+            world.run(12, world.quiet)
+            assert world.quiet()
+        assert lost.count == 0
+
+
 def test_rollover_happens_in_the_order_of_the_standard():
     """Server receives, peer receives, server transmits, peer transmits, both retire 3 s later."""
     with mka_pair() as (a, b):
