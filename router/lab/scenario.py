@@ -61,7 +61,7 @@ class Scenario:
     @property
     def looks_at_both_ends(self) -> bool:
         """Whether it works inside the edges too, so that they must be in the router's kernel."""
-        return self.function.startswith(("mka:", "keyd:"))
+        return self.function.startswith(("mka:", "keyd:", "policy:"))
 
     def edit(self, topology: Topology, secy: str = "auto") -> Topology:
         """Apply the edits, and say who does MACsec. Raises LabError where a text is not there."""
@@ -155,6 +155,15 @@ def all_scenarios() -> tuple[Scenario, ...]:
             start_edges=("none",),
         ),
         Scenario(
+            "mka-should-secure",
+            "fail open by choice: in clear until the far end proves a key, loudly; must-secure by a reload",
+            topology="one-channel",
+            function="policy:should_secure",
+            timeout_s=300.0,
+            start_edges=("none",),
+            edits=(("policy: must-secure", "policy: should-secure"),),
+        ),
+        Scenario(
             "mka-three-stations",
             "the router and two wpa_supplicants on one segment",
             topology="three-stations",
@@ -234,11 +243,12 @@ def all_scenarios() -> tuple[Scenario, ...]:
         ),
         Scenario(
             "fastpath-crash",
-            "the data plane is killed under load: nothing in clear, other keys, loss stated",
+            "the data plane is killed under load and rekeying: nothing in clear, other keys, loss stated",
             topology="four-channels",
             function="fastpath:crash",
             timeout_s=240.0,
             secy="fastpath",
+            edits=(("mka: {priority: 16", "mka: {priority: 1"),),  # so that the router can be told to rekey
         ),
         Scenario(
             "fastpath-crash-static",

@@ -524,6 +524,8 @@ class KayDriver:
             case DeleteTransmitSa(_, an):
                 await secy.delete_transmit_sa(an)
             case SetControlledPort(_, state):
+                if self._operations and isinstance(self._operations[0], SetControlledPort):
+                    return  # closed and opened again in one breath: the latter alone is done
                 await self._set_port(state)
                 self._log.info("port.state", state=state.value)
 
