@@ -48,6 +48,9 @@ RESERVED_ASNS: Final = {
 }
 
 XPN_REPLAY_WINDOW_MAX: Final = 2**30 - 1
+
+CORE_BATCH: Final = 64
+"""Frames for which a core takes packet numbers at once (PORT_BATCH in csrc/port.h)."""
 """Frames (802.1AE-2018 10.7.8: window of an XPN suite)."""
 
 XPN_BANDWIDTH_MBPS: Final = 100_000
@@ -827,6 +830,19 @@ def replay_windows_are_possible(draft: Draft) -> Findings:
             yield _error(draft, _macsec_path(draft, channel.path, "replay_window"), message)
 
 
+def cores_fit_the_replay_window(draft: Draft) -> Findings:
+    """Cores that send at once overtake each other by what each of them has in hand, a batch at least."""
+    for channel in draft.channels:
+        cores, window = channel.value.cores, channel.value.macsec.replay_window
+        if cores == 1 or window >= cores * CORE_BATCH:
+            continue
+        message = (
+            f"{window} is below the {cores * CORE_BATCH} frames that {cores} cores can put out of order - "
+            "some thousands, here and at the far end; or cores: 1"
+        )
+        yield _warning(draft, _macsec_path(draft, channel.path, "replay_window"), message)
+
+
 def channels_have_keys(draft: Draft) -> Findings:
     """A channel without keys would never carry a frame."""
     for channel in draft.channels:
@@ -1071,6 +1087,7 @@ RULES: Final[tuple[Rule, ...]] = (
     suites_are_accepted,
     packet_numbers_last,
     replay_windows_are_possible,
+    cores_fit_the_replay_window,
     channels_have_keys,
     keys_are_of_one_kind,
     key_chains_fit_the_provider,

@@ -159,6 +159,8 @@ class Channel:
     macsec: Macsec
     macsec_device: str
     secy: SecyKind = "auto"
+    cores: int = 1
+    """Cores of the data plane that send at once under the channel's SC; with more than one, out of order."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -105,6 +105,7 @@ CHANNEL_INTERRUPTS: Final = {
     "macsec.confidentiality": "confidentiality",
     "macsec.include_sci": "SCI in the SecTAG",
     "lag": "LAG",
+    "cores": "cores that send",
 }
 """Of Channel: what stops frames for a moment; sessions live through it if it is short."""
 

@@ -276,6 +276,7 @@ class _Resolver:
             macsec=self._macsec(key, interconnect, outer, spec, path),
             macsec_device=f"ms-{spec.name}",
             secy=self._choose(f"{key}.secy", [(interconnect.secy, (*outer, "secy"))], SECY_DEFAULT, DEFAULT),
+            cores=self._choose(f"{key}.cores", [(interconnect.cores, (*outer, "cores"))], 1, DEFAULT),
         )
 
     def _port_mtu(self, channel: str) -> int:

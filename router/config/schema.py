@@ -530,6 +530,14 @@ class InterconnectSpec(Strict):
         description="Who does MACsec and VLANs: the kernel, or the router's own data plane. "
         "auto, if left out: the kernel where it has both, else the data plane.",
     )
+    cores: int | None = Field(
+        None,
+        ge=1,
+        le=16,
+        description="Cores that send for one channel at once, where the data plane does MACsec; 1 if left out, "
+        "which keeps frames in the order of their packet numbers. With more, the far end's replay window must be "
+        "some thousands.",
+    )
     channels: tuple[ChannelSpec, ...] = Field(
         min_length=1,
         max_length=CHANNELS_MAX,

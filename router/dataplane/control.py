@@ -44,6 +44,7 @@ def wanted_channels(
                 sci_port=channel.macsec.sci_port,
                 port_mtu=channel.port_mtu,
                 features=features,
+                cores=channel.cores,
             )
         )
     return tuple(wanted)

@@ -134,6 +134,15 @@ def test_the_replay_window_of_xpn_ends_at_two_to_the_thirtieth(window, count):
     assert len(errors(text)) == count
 
 
+@pytest.mark.parametrize(("cores", "window", "count"), [(1, 0, 0), (2, 127, 1), (2, 128, 0), (16, 1023, 1)])
+def test_several_cores_need_a_replay_window(cores, window, count):
+    """A warning where the window is below what the cores have in hand at once; one core needs none."""
+    text = FOUR.replace("      policy: must-secure", f"      replay_window: {window}")
+    text = text.replace("    profile: aws-dx", f"    profile: aws-dx\n    cores: {cores}")
+    found = [remark for remark in warnings(text) if "out of order" in remark]
+    assert len(found) == count
+
+
 def test_other_suites_have_the_whole_window():
     """32 bit without XPN."""
     azure = (

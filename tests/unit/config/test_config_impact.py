@@ -109,6 +109,13 @@ def test_a_replay_window_or_port_mtu_changes_live():
     ]
 
 
+def test_more_cores_interrupt():
+    """The data plane opens the channel anew, and it waits for keys."""
+    assert change("    profile: aws-dx", "    profile: aws-dx\n    cores: 2") == [
+        f"interrupt channel {name}: cores that send 1 -> 2" for name in ("a1", "a2", "b1", "b2")
+    ]
+
+
 def test_a_migration_only_adds_and_then_only_removes():
     """Make before break: the old four are not touched while the new four come, and the other way round."""
     four, eight = (load(CONFIG / f"{n}.yaml").effective for n in ("static-keys", "eight-channels"))
