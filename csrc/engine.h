@@ -133,8 +133,8 @@ const char *engine_counter_name(unsigned i);
  * hands them over and takes them: a super-segment is one packet. */
 uint64_t feature_counter(const struct channel *channel, unsigned feature, unsigned i);
 
-/* engine_measure: ns for each frame of 1550 octets that one thread sends and another receives on a
- * path on this machine, over a veth pair in a namespace of its own. Takes about 50 ms. */
+/* engine_measure: ns of CPU that it takes on this machine to send and to receive a frame of 1550
+ * octets on a path, over a veth pair in a namespace of its own. Takes about 50 ms. */
 int engine_measure(unsigned path, uint64_t *ns);
 
 /* device_carrier: 1 if a device is up and has carrier, else 0; device_mac reads its address.

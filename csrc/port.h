@@ -107,9 +107,9 @@ void port_release(struct port *port);
 /* port_overruns: frames that the kernel dropped because we were too slow, since opening. */
 uint64_t port_overruns(struct port *port);
 
-/* port_measure: ns for each frame of 1550 octets that one thread sends and another receives on a
- * path, over a veth pair made for it; the best of some rounds. Takes about 50 ms. What it cannot
- * tell: a NIC's zero-copy mode. */
+/* port_measure: ns of CPU that it takes to send and to receive a frame of 1550 octets on a path, in
+ * batches of a super-segment, over a veth pair made for it; the best of some rounds. Takes about
+ * 50 ms. What it cannot tell: a NIC's zero-copy mode. */
 int port_measure(enum port_path path, uint64_t *ns);
 
 /* port_carrier: 1 if the device is up and has a carrier, 0 if not, or an error. */

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Final
@@ -28,6 +29,7 @@ SYSTEM: Final = -1000
 """An errno e comes back as SYSTEM - e (PORT_SYSTEM in csrc/port.h)."""
 
 SALT_SIZE: Final = 12
+MEASURE_TURNS: Final = 3
 
 
 class Path(Enum):
@@ -87,18 +89,17 @@ def device_mac(device: str) -> MacAddress:
 
 
 def measure_paths() -> dict[Path, int]:
-    """Measure how long a frame takes on each path on this machine, in ns, the fastest first.
+    """Measure what a frame costs on each path on this machine, in ns of CPU, the cheapest first.
 
-    A path that does not work here is not in the result. Takes some 200 ms.
+    The paths take turns, and the best of each counts: the machine may have other work. A path that
+    does not work here is not in the result. Takes about half a second.
     """
     costs: dict[Path, int] = {}
-    for path in Path:
+    for path in (*Path,) * MEASURE_TURNS:
         ns = ffi.new("uint64_t *")
-        try:
+        with suppress(DataplaneError):
             check(lib.engine_measure(path.number, ns))
-        except DataplaneError:
-            continue
-        costs[path] = int(ns[0])
+            costs[path] = min(int(ns[0]), costs.get(path, int(ns[0])))
     return dict(sorted(costs.items(), key=lambda item: item[1]))
 
 
