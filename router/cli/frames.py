@@ -8,9 +8,10 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, Final
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, Final, NamedTuple
 
 import typer
 
@@ -34,6 +35,39 @@ Backend = Annotated[
 _BATCH: Final = 256
 """Frames that cross into C at once."""
 _EAPOL: Final = b"\x88\x8e"
+_CAUSES_SHOWN: Final = 20
+"""A capture of rubbish has as many senders as frames."""
+
+_ADVICE: Final = MappingProxyType(
+    {
+        "in_pkts_not_valid": "another sak, ssci, salt or (with XPN, beyond 2^32 frames) pn than the sender's,"
+        " or the frame was changed",
+        "in_pkts_no_sci": "the key file has no association with this SCI - add one",
+        "in_pkts_not_using_sa": "the key file has this SCI under other ANs only - add an association",
+        "in_pkts_no_tag": "not MACsec - --keep-clear lets such frames through",
+        "in_pkts_bad_tag": "not a SecTAG of IEEE 802.1AE, or the frame is too short for it",
+        "in_pkts_late": "a replay, or below the pn of the key file or the --replay-window",
+        "out_pkts_pn_exhausted": "no packet numbers are left under this key - use another one",
+    }
+)
+"""What the operator can do about frames that were dropped, by the counter they are counted under."""
+
+
+class _Cause(NamedTuple):
+    """What dropped frames have in common."""
+
+    counter: str
+    sender: str
+    """`SCI 02:00:00:00:00:0a/1 AN 0` as the SecTAG has it; empty where there is none."""
+
+
+@dataclass(slots=True)
+class _Lost:
+    """How many there were."""
+
+    first: int
+    """Number of the first one in the capture, as Wireshark counts: from 1."""
+    count: int = 0
 
 
 @dataclass(slots=True)
@@ -46,6 +80,8 @@ class _Tally:
     """Frames of the key agreement: not the controlled port's, copied as they are."""
     truncated: int = 0
     """Frames whose end the capture did not keep: they cannot authenticate."""
+    lost: dict[_Cause, _Lost] = field(default_factory=dict)
+    """The frames that were dropped."""
 
 
 @contextlib.contextmanager
@@ -96,14 +132,18 @@ def _convert(
         def flush() -> None:
             run(batch)
             index = 0
-            for captured, through in waiting:
+            for number, (captured, through) in enumerate(waiting, tally.frames_in - len(waiting) + 1):
                 if not through:
                     writer.write(captured.time_ns, captured.frame)
                     tally.frames_out += 1
                     continue
-                if batch.verdict(index).delivers:
+                verdict = batch.verdict(index)
+                if verdict.delivers:
                     writer.write(captured.time_ns, batch.frame(index))
                     tally.frames_out += 1
+                else:
+                    cause = _Cause(verdict.value, _sender(captured.frame))
+                    tally.lost.setdefault(cause, _Lost(number)).count += 1
                 index += 1
             batch.clear()
             waiting.clear()
@@ -125,6 +165,19 @@ def _convert(
     return tally
 
 
+def _sender(frame: bytes) -> str:
+    """Whose frame it is by its SecTAG; an SCI that is left out is the source's, of an end station."""
+    from router.dataplane.frame import ETHERTYPE_MACSEC, parse_sectag
+    from router.model import MacAddress
+
+    tag = parse_sectag(frame) if frame[12:14] == ETHERTYPE_MACSEC else None
+    if tag is None:
+        return ""
+    # Not by `Sci`, which knows no port 0: anything may be in a capture.
+    mac, port = (tag.sci[:6], int.from_bytes(tag.sci[6:])) if tag.sci else (frame[6:12], 1)
+    return f"SCI {MacAddress(mac)}/{port} AN {tag.an}"
+
+
 def _report(secy: Secy, tally: _Tally, capture: Path, out: Path, *, as_json: bool, **more: Any) -> None:
     """Print what became of the frames, by 802.1AE counter, and end with 1 if any was dropped."""
     from router.dataplane.frame import Verdict
@@ -143,6 +196,15 @@ def _report(secy: Secy, tally: _Tally, capture: Path, out: Path, *, as_json: boo
                 "eapol": tally.eapol,
                 "truncated": tally.truncated,
                 "dropped": dropped,
+                "causes": [
+                    {
+                        "counter": cause.counter,
+                        "sender": cause.sender,
+                        "count": lost.count,
+                        "first": lost.first,
+                    }
+                    for cause, lost in list(tally.lost.items())[:_CAUSES_SHOWN]
+                ],
                 "counters": counters,
                 **more,
             }
@@ -159,6 +221,13 @@ def _report(secy: Secy, tally: _Tally, capture: Path, out: Path, *, as_json: boo
             typer.echo(f"  {count:>12}  {name}{'  DROPPED' if name in dropped else ''}")
         for name, value in more.items():
             typer.echo(f"  {value:>12}  {name}")
+        for cause, lost in list(tally.lost.items())[:_CAUSES_SHOWN]:
+            advice = _ADVICE.get(cause.counter, "")
+            typer.echo(
+                f"{cause.counter}: {lost.count}, the first is frame {lost.first}"
+                + (f", {cause.sender}" if cause.sender else "")
+                + (f": {advice}" if advice else "")
+            )
     if secy.note:
         typer.echo(f"note: {secy.note}", err=True)
     if dropped:

@@ -270,6 +270,43 @@ class TestCommand:
         assert "in_pkts_not_valid  DROPPED" in out
         assert [c.frame for c in read(back.read_bytes())][2] == FRAMES[0]
 
+    @pytest.mark.parametrize(
+        ("old", "new", "counter", "advice"),
+        [
+            (SAK, SAK[::-1], "in_pkts_not_valid", "another sak, ssci, salt"),
+            ("ssci: 1", "ssci: 2", "in_pkts_not_valid", "another sak, ssci, salt"),
+            ("salt: e6", "salt: e7", "in_pkts_not_valid", "another sak, ssci, salt"),
+            ("00:0a/1", "00:0b/1", "in_pkts_no_sci", "add one"),
+            ("an: 1", "an: 2", "in_pkts_not_using_sa", "other ANs only"),
+        ],
+    )
+    def test_a_wrong_key_file_is_told_from_the_frames(self, tmp_path, keys, old, new, counter, advice):
+        """Which frames of whom did not pass, and what is wrong with the key file; never a key."""
+        plain, wire, back = tmp_path / "plain", tmp_path / "wire", tmp_path / "back"
+        plain.write_bytes(pcap([EAPOL, *FRAMES]))
+        assert self.run("protect", plain, "--keys", keys, "--out", wire)[0] == 0
+        other = tmp_path / "other.yaml"
+        other.write_text(KEYS.replace(old, new))
+        other.chmod(0o600)
+        code, out, _ = self.run("validate", wire, "--keys", other, "--out", back)
+        assert code == 1
+        assert f"{counter}: 300, the first is frame 2, SCI 02:00:00:00:00:0a/1 AN 1: " in out
+        assert advice in out
+        assert SAK[:16] not in out
+        code, out, _ = self.run("validate", wire, "--keys", other, "--out", back, "--json")
+        cause = {"counter": counter, "sender": "SCI 02:00:00:00:00:0a/1 AN 1", "count": 300, "first": 2}
+        assert (code, json.loads(out)["causes"]) == (1, [cause])
+
+    def test_any_sci_can_be_told(self, tmp_path, keys):
+        """A capture may hold what no SecY sends: an SCI of port 0, a SecTAG cut short."""
+        strange = frame(0)[:12] + bytes.fromhex("88e5 2d 00 00000001 020000000099 0000") + bytes(64)
+        wire = tmp_path / "wire"
+        wire.write_bytes(pcap([strange, strange[:17]]))
+        code, out, _ = self.run("validate", wire, "--keys", keys, "--out", tmp_path / "back")
+        assert code == 1
+        assert "in_pkts_no_sci: 1, the first is frame 1, SCI 02:00:00:00:00:99/0 AN 1: " in out
+        assert "in_pkts_bad_tag: 1, the first is frame 2: " in out
+
     def test_mistakes_are_sentences(self, tmp_path, keys):
         """No such file, no capture, wrong keys, unknown cipher: exit status 2, no output left."""
         plain, out = tmp_path / "plain", tmp_path / "out"
