@@ -61,7 +61,7 @@ class Scenario:
     @property
     def looks_at_both_ends(self) -> bool:
         """Whether it works inside the edges too, so that they must be in the router's kernel."""
-        return self.function.startswith(("mka:", "keyd:", "policy:"))
+        return self.function.startswith(("mka", "keyd:", "policy:"))
 
     def edit(self, topology: Topology, secy: str = "auto") -> Topology:
         """Apply the edits, and say who does MACsec. Raises LabError where a text is not there."""
@@ -220,10 +220,19 @@ def all_scenarios() -> tuple[Scenario, ...]:
         ),
         Scenario(
             "mka-faults",
-            "the key server dies at each step of a rotation, MKPDUs are lost, the device is deleted",
+            "either side dies at each step of a rotation, MKPDUs are lost or late, the SecY refuses",
             topology="one-channel",
-            function="mka:faults",
+            function="mka_faults:faults",
             timeout_s=600.0,
+            start_edges=("none",),
+            edits=FAST_RETIREMENT,
+        ),
+        Scenario(
+            "mka-link-up",
+            "the time from link up to secured: two of our key daemons beside two wpa_supplicants",
+            topology="three-stations",
+            function="mka_link:link_up",
+            timeout_s=300.0,
             start_edges=("none",),
         ),
         Scenario(

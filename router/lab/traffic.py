@@ -275,10 +275,18 @@ class Prober:
     """A numbered datagram each millisecond, spread over flows, answered by the far side."""
 
     def __init__(
-        self, source: Node, sink: Node, address: str, *, flows: int = 16, interval_s: float = 0.001
+        self,
+        source: Node,
+        sink: Node,
+        address: str,
+        *,
+        flows: int = 16,
+        interval_s: float = 0.001,
+        linger_s: float = 1.0,
     ) -> None:
         family = _family(address)
         self._interval_s = interval_s
+        self._linger_s = linger_s
         self._responder = sink.socket(family, socket.SOCK_DGRAM)
         self._responder.bind((address, PORT))
         self._senders = [source.socket(family, socket.SOCK_DGRAM) for _ in range(flows)]
@@ -303,7 +311,7 @@ class Prober:
             poller.register(descriptor, select.POLLIN)
         start = time.monotonic()
         ended = 0.0
-        while not ended or time.monotonic() - ended < 1.0:
+        while not ended or time.monotonic() - ended < self._linger_s:
             if self._stop.is_set():
                 ended = ended or time.monotonic()
             else:
@@ -338,7 +346,7 @@ class Prober:
                     self._returned[number] = 1
 
     def stop(self) -> Outage:
-        """Stop sending, wait a second for what is under way, and count."""
+        """Stop sending, wait a moment for what is under way, and count."""
         self._stop.set()
         self._thread.join()
         for each in [self._responder, *self._senders]:

@@ -15,8 +15,9 @@ latest; that is how it appears in SAK Use.
 
 Beyond the figure, because a SecY may refuse:
 * RECEIVE waits for answers and goes to ABANDON on a refusal, with the old key still in use.
-* TRANSMIT repeats a refused EnableTransmit, which never resets a PN, and gives up into ABANDON
-  after three times; the old SA is made the encoding one again.
+* TRANSMIT repeats a refused EnableTransmit, which never resets a PN, for 2.5 s: the others, who may
+  send under the new key already, take our old one for longer. Then it gives up into ABANDON, and the
+  old SA is made the encoding one again.
 * READY ends in ABANDON after 12 s. A key server that is alive and has not transmitted under the key by
   then has abandoned it; without this, a delayed Distributed SAK leaves a second key forever.
 * Deletions and the port's state are repeated until the SecY accepts them.
@@ -60,7 +61,7 @@ SAK_RETIRE_TIME_S: Final = 3.0
 READY_TIME_S: Final = 12.0
 """Longest wait for the key server to transmit: it waits for us 6 s at most, then says so every 2 s."""
 ENABLE_RETRY_S: Final = 0.5
-ENABLE_TRIES_MAX: Final = 3
+ENABLE_TRIES_MAX: Final = 6
 TRANSITIONS_MAX: Final = 64
 """Steps that are remembered for explain."""
 REPEAT_S: Final = 1.0

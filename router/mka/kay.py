@@ -646,7 +646,7 @@ class Kay:
         key = cp.latest.key
         members = [peer for peer in principal.live if peer.mi in key.member_mis]
         cp.all_receiving = bool(members) and all(peer.receives(key.ki) for peer in members)
-        cp.all_transmitting = bool(members) and all(peer.transmits(key.ki) for peer in members)
+        cp.all_transmitting = bool(principal.live) and all(peer.transmits(key.ki) for peer in principal.live)
         server = principal.server_peer
         cp.server_transmitting = server is not None and server.transmits(key.ki)
 

@@ -46,11 +46,18 @@ class Case:
     peer_cak: bytes | None = None
     peer_ckn: bytes | None = None
     icv_indicator: bool = False
+    third_priority: int | None = None
+    """Of the second wpa_supplicant; None is one more than the first's."""
     act: str = ""
 
 
 CASES = [
     Case("we serve", act="rekey"),
+    Case("defaults of theirs", priority=255),
+    Case("port 65534 at both", port=65534, peer_port=65534),
+    Case("ports 2 and 3", port=2, peer_port=3),
+    Case("two on a bridge", priority=10, peer_priority=20, act="bridge"),
+    Case("two on a bridge, equal priorities", priority=255, peer_priority=255, act="bridge"),
     Case("they serve", priority=200, act="pn"),
     Case("cak 256, ckn of 3, port 7", cak=bytes(range(32)), ckn=b"\1\2\3", port=7),
     Case(
@@ -69,6 +76,9 @@ CASES = [
     Case("we restart, they serve", priority=200, act="ourselves"),
     Case("three stations, we serve", act="three"),
     Case("three stations, they serve", priority=200, act="three"),
+    Case(
+        "three stations, equal priorities", priority=255, peer_priority=255, third_priority=255, act="three"
+    ),
     Case("wrong cak", peer_cak=bytes(16), act="never"),
     Case("wrong ckn", peer_ckn=b"\x77" * 32, act="never"),
 ]
@@ -76,11 +86,14 @@ CASES = [
 
 def wpa(case: Case, namespace: str = "peer", wire: str = "wire-b") -> subprocess.Popen[bytes]:
     config = Path(f"/tmp/{namespace}.conf")
+    priority = case.peer_priority
+    if namespace == "third":
+        priority = case.peer_priority + 1 if case.third_priority is None else case.third_priority
     config.write_text(
         "eapol_version=3\nap_scan=0\nnetwork={\nkey_mgmt=NONE\neapol_flags=0\nmacsec_policy=1\n"
         f"macsec_integ_only={int(case.integrity_only)}\nmacsec_port={case.peer_port}\n"
         "macsec_replay_protect=1\nmacsec_replay_window=0\n"
-        f"mka_priority={case.peer_priority + (namespace == 'third')}\n"
+        f"mka_priority={priority}\n"
         f"mka_cak={(case.peer_cak or case.cak).hex()}\nmka_ckn={(case.peer_ckn or case.ckn).hex()}\n}}\n"
     )
     log = Path("/tmp/wpa.log").open("ab")  # noqa: SIM115 - it is the child's
@@ -147,7 +160,7 @@ def build_wire(case: Case) -> None:
     for name in ("wire-a", "wire-b-br", "wire-c-br", "bridge0"):
         with contextlib.suppress(KernelError):
             ip("link", "del", name)
-    if case.act != "three":
+    if case.act not in {"three", "bridge"}:
         ip(
             "link",
             "add",

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import errno
 import json
 import os
 import signal
@@ -28,7 +29,7 @@ from router.config.effective import (
     Mka,
     Router,
 )
-from router.errors import LastmileError
+from router.errors import KernelError, LastmileError
 from router.keyd import give_up_privileges, serve
 from router.model import ChannelId, CipherSuite
 from router.secy import SecY
@@ -89,10 +90,11 @@ def configuration(specification: dict[str, Any]) -> EffectiveConfig:
 
 
 class DyingSecy:
-    """A SecY at which the process dies, once, when it is about to do or has done what a file names.
+    """A SecY with one fault, which a file names by an operation (a method of `SecY`).
 
-    The file holds `before OPERATION` or `after OPERATION` (methods of `SecY`) and is removed by dying, so
-    that the successor lives. Nothing is cleaned up, as with a power cut.
+    `before OPERATION`, `after OPERATION`: the process dies there, once; nothing is cleaned up, as with
+    a power cut. `dirty before ...`: and what it remembered of used keys is gone as well. `refuse
+    OPERATION`: the SecY refuses it for as long as the file is there.
     """
 
     def __init__(self, secy: SecY, order: Path) -> None:
@@ -104,19 +106,27 @@ class DyingSecy:
 
         async def call(*arguments: Any, **named: Any) -> Any:
             self._die_if(f"before {name}")
+            if self._ordered() == f"refuse {name}":
+                raise KernelError(f"{name} is refused, as ordered", errno.EIO)
             result = await method(*arguments, **named)
             self._die_if(f"after {name}")
             return result
 
         return call
 
-    def _die_if(self, moment: str) -> None:
+    def _ordered(self) -> str:
         try:
-            ordered = self._order.read_text().strip()
+            return self._order.read_text().strip()
         except FileNotFoundError:
-            return
-        if ordered == moment:
+            return ""
+
+    def _die_if(self, moment: str) -> None:
+        ordered = self._ordered()
+        if ordered.removeprefix("dirty ") == moment:
             self._order.unlink()
+            if ordered.startswith("dirty "):
+                for memory in (self._order.parent / "keyd").iterdir():
+                    memory.unlink()
             os._exit(DIED)
 
 

@@ -169,9 +169,9 @@ class KeydEnd(MkaEnd):
     def start(self, **settings: object) -> None:
         self.launcher = _launch([self.write(**settings)], self.directory / "launcher.log")
 
-    def die_at(self, moment: str) -> None:
-        """Have it die once at a step of its SecY: `before enable_transmit_sa`, `after create_receive_sa`."""
-        write_private(self.directory / "die", moment)
+    def order(self, fault: str) -> None:
+        """Have its SecY fail as `router.lab.farend.keyd.DyingSecy` says; an empty order ends that."""
+        write_private(self.directory / "die", fault)
 
     def alive(self) -> bool:
         """Whether its process runs. Raises LabError where it never did."""
@@ -263,19 +263,22 @@ def _launch(specifications: Sequence[Path], log: Path) -> subprocess.Popen[bytes
 def start_mka(network: Network, edges: Sequence[Edge]) -> dict[str, MkaEnd]:
     """Start key agreement on these edges, each with a copy of its channel's key chain. Raises LabError."""
     ends: dict[str, MkaEnd] = {}
-    specifications = []
     for edge in edges:
         kind: type[MkaEnd] = WpaSupplicant if edge.suite == WPA_SUPPLICANT_SUITE else KeydEnd
         end = ends[edge.node] = kind(network.nodes[edge.node], edge, WORK / "mka" / edge.node)
         shutil.copytree(network.config_directory / edge.key_directory, end.keys)
         if isinstance(end, WpaSupplicant):
             end.start()
-        elif isinstance(end, KeydEnd):
-            specifications.append(end.write())
-    launcher = _launch(specifications, WORK / "mka" / "launcher.log") if specifications else None
+    start_keyds([end for end in ends.values() if isinstance(end, KeydEnd)])
     for end in ends.values():
-        if isinstance(end, KeydEnd):
-            end.launcher = launcher
-        elif isinstance(end, WpaSupplicant):
+        if isinstance(end, WpaSupplicant):
             end.ready()
     return ends
+
+
+def start_keyds(ends: Sequence[KeydEnd]) -> None:
+    """Start these key daemons in one interpreter, which loads everything once."""
+    if ends:
+        launcher = _launch([end.write() for end in ends], ends[0].directory / "launcher.log")
+        for end in ends:
+            end.launcher = launcher

@@ -1,4 +1,4 @@
-"""Key agreement: against wpa_supplicant, among three stations, with wrong keys; rotations; faults.
+"""Key agreement: against wpa_supplicant, among three stations, with wrong keys; rotations.
 
 Probes go once per millisecond over the channel itself, from the router's address on the VLAN to the
 edge's, so that routing plays no part: what is lost was lost by MACsec. Every scenario ends with the
@@ -192,10 +192,11 @@ class Channel:
             outage = prober.stop()
             self.lost(what, outage, allowed)
 
-    def prober(self) -> Prober:
+    def prober(self, linger_s: float = 1.0) -> Prober:
         """1 ms probes from the router to the edge over the channel's VLAN."""
         network = self.lab.network
-        return Prober(network.router, network.nodes[self.edge.node], self.edge.ipv4.own)
+        edge = network.nodes[self.edge.node]
+        return Prober(network.router, edge, self.edge.ipv4.own, linger_s=linger_s)
 
     def lost(self, what: str, outage: Outage, allowed: int = 0) -> None:
         """Check what probes saw."""
@@ -231,37 +232,42 @@ def _rotate(lab: Lab, report: Report, rotations: int) -> None:
     far.write(mka={"priority": channel.edge.priority, "sak_retire_time_ms": RETIRE_MS})
     channel.start()
     channel.wait_secured("secured before the first rotation")
-    until(lambda: _settled(channel), SECURE_TIMEOUT_S, lambda: "the first key does not settle")
+    until(lambda: settled(channel), SECURE_TIMEOUT_S, lambda: "the first key does not settle")
     kis, ans = [channel.current()], []
     start = time.monotonic()
     load = TcpLoad(lab.network.router, channel.edge_node, channel.edge.ipv4.own)
     load.start()
-    with channel.probes(f"{rotations} rotations"):
-        for number in range(1, rotations + 1):
-            _rekey(channel)
-            rotated = _rotated(channel, kis[-1])
-            if rotated is None:
-                report.check("both ends end every rotation", False, f"not number {number}")
-                break
-            kis.append(rotated[0])
-            ans.append(rotated[1])
-            if number % 100 == 0:
-                report.progress(f"{number} rotations")
-        took = time.monotonic() - start
-        stream, whole = load.stop()
+    prober = channel.prober()
+    prober.start()
+    for number in range(1, rotations + 1):
+        rekey(channel)
+        rotated = _rotated(channel, kis[-1])
+        if rotated is None:
+            report.check("both ends end every rotation", False, f"not number {number}")
+            break
+        kis.append(rotated[0])
+        ans.append(rotated[1])
+        if number % 100 == 0:
+            report.progress(f"{number} rotations")
+    took = time.monotonic() - start
+    stream, whole = load.stop()
+    outage = prober.stop()
+    channel.lost(f"{rotations} rotations", outage)
     report.check("TCP goes on all along", whole, f"{stream.octets} octets, {stream.mbps:.1f} Mbit/s")
     report.figure("rotations", len(ans))
+    report.figure("probes", outage.sent)
+    report.figure("lost_per_rotation", round(outage.lost / max(1, len(ans)), 4))
     report.figure("per_rotation", round(took / max(1, len(ans)), 3), "s")
     report.check(
         "every rotation made another key", len(set(kis)) == len(kis) == rotations + 1, f"{len(set(kis))}"
     )
     wrapped = all(b == (a + 1) % 4 for a, b in pairwise(ans))
     report.check("association numbers follow each other and wrap", wrapped, " ".join(map(str, ans[:16])))
-    _no_stale_sa(channel)
+    no_stale_sa(channel)
     channel.nothing_in_clear()
 
 
-def _no_stale_sa(channel: Channel) -> None:
+def no_stale_sa(channel: Channel) -> None:
     """Check that each end's SecY holds one SA each way."""
     for name, node, device in (
         ("router", channel.lab.network.router, channel.device),
@@ -273,7 +279,7 @@ def _no_stale_sa(channel: Channel) -> None:
         )
 
 
-def _rekey(channel: Channel) -> None:
+def rekey(channel: Channel) -> None:
     """Ask whichever end is the key server."""
     try:
         channel.far_keyd.ask(verb="rekey", channel="edge")
@@ -289,7 +295,7 @@ def _rotated(channel: Channel, before: str) -> tuple[str, int] | None:
         for ask_one in (channel.far_state, channel.state):
             state = ask_one()
             key = state.get("current")
-            if not key or key["ki"] == before or not _at_rest(state):
+            if not key or key["ki"] == before or not at_rest(state):
                 break
             keys.append((str(key["ki"]), int(key["an"])))
         else:
@@ -299,13 +305,14 @@ def _rotated(channel: Channel, before: str) -> tuple[str, int] | None:
     return None
 
 
-def _at_rest(state: dict[str, Any]) -> bool:
+def at_rest(state: dict[str, Any]) -> bool:
+    """Whether an end holds no more than one key."""
     return state.get("next") is None and state.get("cp_state") == "RETIRE"
 
 
-def _settled(channel: Channel) -> bool:
+def settled(channel: Channel) -> bool:
     """Neither end holds more than one key."""
-    return all(map(_at_rest, (channel.state(), channel.far_state())))
+    return all(map(at_rest, (channel.state(), channel.far_state())))
 
 
 def xpn_wrap(lab: Lab, report: Report) -> None:
@@ -616,111 +623,3 @@ def three_stations(lab: Lab, report: Report) -> None:
     report.check("it comes back: each talks to each", back is not None, f"after {back or -1:.1f} s")
     other.stop()
     channel.nothing_in_clear(stations_only=True)
-
-
-# ------------------------------------------------------------------------- faults
-
-FAULT_POINTS: Final = tuple(
-    f"{when} {step}"
-    for step in (
-        "create_receive_sa",
-        "create_transmit_sa",
-        "enable_receive_sa",
-        "enable_transmit_sa",
-        "delete_transmit_sa",
-        "delete_receive_sa",
-    )
-    for when in ("before", "after")
-)
-"""Every step of a rotation at the key server, as its SecY sees it."""
-
-
-def faults(lab: Lab, report: Report) -> None:
-    """The key server dies at each step of a rotation; MKPDUs are lost; the port flaps; a key is taken away."""
-    channel = Channel(lab, report)
-    channel.start()
-    channel.wait_secured("secured")
-    far = channel.far_keyd
-    state = channel.state()
-    server = next(p["key_server"] for p in state["participants"] if p["principal"])
-    report.check("the far end is the key server", server != state["sci"], str(server))
-    limit_ms = MKA_LIFE_TIME_S * 1000
-    worst = 0
-    for moment in FAULT_POINTS:
-        until(lambda: _settled(channel), 30.0, lambda: "the last rotation does not end")
-        before = channel.current()
-        prober = channel.prober()
-        prober.start()
-        pid = far.pid
-        far.die_at(moment)
-        far.ask(verb="rekey", channel="edge")
-        died = reached(lambda p=pid: far.pid != p, 10.0, 0.02)  # type: ignore[misc]
-        up = reached(lambda: bool(channel.far_state()), 30.0, 0.02)
-        back = reached(lambda b=before: channel.current() not in {"", b} and _settled(channel), 40.0, 0.1)  # type: ignore[misc]
-        outage = prober.stop()
-        worst = max(worst, outage.longest_ms)
-        detail = (
-            f"{outage.lost} of {outage.sent} lost; its successor answers after {up or -1:.1f} s,"
-            f" all is settled {back or -1:.1f} s later"
-        )
-        report.check(f"key server dies {moment}: re-secured, at most a life time lost",
-                     died is not None and back is not None and outage.longest_ms <= limit_ms, detail)  # fmt: skip
-    report.figure("longest_outage_of_a_dead_key_server", worst, "ms")
-    _mkpdu_loss(channel)
-    _taken_away(channel)
-    _flap(channel)
-    channel.nothing_in_clear()
-
-
-def _mkpdu_loss(channel: Channel) -> None:
-    """Every other MKPDU of the edge is lost: no frame is."""
-    edge = channel.edge
-    device = f"dev {edge.port}"
-    shape = [
-        f"qdisc add {device} root handle 1: htb default 10",
-        f"class add {device} parent 1: classid 1:10 htb rate 10gbit",
-        f"class add {device} parent 1: classid 1:30 htb rate 10gbit",
-        f"qdisc add {device} parent 1:30 handle 30: netem loss 50%",
-        f"filter add {device} parent 1: protocol 0x888e matchall flowid 1:30",
-    ]
-    for line in shape:
-        channel.edge_node.run("tc", *line.split())
-    until(lambda: _settled(channel), 30.0, lambda: "the last rotation does not end")
-    before = channel.current()
-    with channel.probes("half of the edge's MKPDUs are lost, with a rotation"):
-        channel.far_keyd.ask(verb="rekey", channel="edge")
-        seconds = reached(lambda: channel.current() not in {"", before}, 20.0)
-        reached(lambda: channel.state().get("port") != "secured", 6.0)
-    channel.report.check(
-        "half of the MKPDUs lost: the rotation ends", seconds is not None, f"after {seconds or -1:.1f} s"
-    )
-    channel.edge_node.run("tc", "qdisc", "del", "dev", edge.port, "root")
-
-
-def _taken_away(channel: Channel) -> None:
-    """Somebody deletes the router's secured port: it is made anew, under a key never used before."""
-    before = channel.current()
-    channel.lab.network.router.run("ip", "link", "delete", channel.device)
-    fresh = reached(
-        lambda: channel.current() not in {"", before} and channel.secured(), SECURE_TIMEOUT_S, 0.1
-    )
-    channel.report.check(
-        "MACsec device deleted: secured again under another key",
-        fresh is not None,
-        f"after {fresh or -1:.1f} s",
-    )
-
-
-def _flap(channel: Channel) -> None:
-    """The edge's port goes down for longer than a life time, and comes back."""
-    channel.edge_node.batch([f"link set {channel.edge.port} down"])
-    closed = reached(lambda: channel.state().get("port") == "closed", 15.0, 0.1)
-    channel.report.check(
-        "link down: closed within its life time", closed is not None, f"after {closed or -1:.1f} s"
-    )
-    channel.edge_node.batch(
-        [f"link set {channel.edge.port} up", "link set macsec0 up", f"link set vlan{channel.edge.vlan} up"]
-    )
-    start = time.monotonic()
-    channel.wait_secured("link up: secured again")
-    channel.report.figure("link_up_to_secured", round(time.monotonic() - start, 1), "s")

@@ -218,20 +218,21 @@ def test_a_refused_creation_goes_to_abandon_with_the_old_key_in_use():
     assert bench.cp.latest.rx
 
 
-def test_enable_transmit_is_tried_three_times_half_a_second_apart():
-    """Then the old SA is made the encoding one again and the key is given up."""
+def test_enable_transmit_is_tried_for_as_long_as_the_old_key_is_taken():
+    """Six times, half a second apart; then the old SA is made the encoding one again, the key given up."""
     bench = Bench()
     bench.secured(0, elected_self=True)
     bench.cp.new_sak, bench.cp.all_receiving = sak(2, 1), True
     bench.run(10)
     bench.answer(10, refuse=[EnableTransmit])
     assert bench.run(10.4) is CpState.TRANSMIT
-    assert bench.run(10.5) is CpState.TRANSMIT
-    bench.answer(10.5, refuse=[EnableTransmit])
-    assert bench.run(11.0) is CpState.TRANSMIT
+    for again in (10.5, 11.0, 11.5, 12.0):
+        assert bench.run(again) is CpState.TRANSMIT
+        bench.answer(again, refuse=[EnableTransmit])
+    assert bench.run(12.5) is CpState.TRANSMIT
     (last,) = [operation for operation in bench.drain() if isinstance(operation, EnableTransmit)]
-    bench.cp.failed(last.id, "EIO", 11.0)
-    assert bench.run(11.0) is CpState.ABANDON
+    bench.cp.failed(last.id, "EIO", 12.5)
+    assert bench.run(12.5) is CpState.ABANDON
     again = [operation for operation in bench.drain() if isinstance(operation, EnableTransmit)]
     assert [operation.an for operation in again] == [0]
     assert bench.cp.keys_lost
