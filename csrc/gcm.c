@@ -1,6 +1,7 @@
 /* The part of gcm.h that all backends share: which one runs, whether it computes right, keys. */
 #include "gcm.h"
 #include "gcm_backend.h"
+#include "vlan.h"
 
 #include <assert.h>
 #include <stdio.h>
@@ -69,6 +70,26 @@ void gcm_open(const struct gcm_key *key, struct gcm_op *ops, size_t n)
 {
     assert(key->backend != NULL);
     key->backend->open(key, ops, n);
+}
+
+/* ---- whole frames ---- */
+
+size_t gcm_protect(const struct gcm_key *key, const struct gcm_usual *usual, uint8_t *arena,
+                   struct frame *frames, size_t n, uint64_t pn)
+{
+    assert(n <= GCM_FRAMES_MAX);
+    if (key->backend->protect == NULL || n == 0 || UINT32_MAX - (uint32_t)pn < n)
+        return 0;
+    return key->backend->protect(key, usual, arena, frames, n, pn);
+}
+
+size_t gcm_validate(const struct gcm_key *key, const struct gcm_usual *usual, uint8_t *arena,
+                    struct frame *frames, size_t n, uint64_t lowest_pn, struct gcm_seen *seen)
+{
+    assert(n <= GCM_FRAMES_MAX);
+    if (key->backend->validate == NULL || n == 0)
+        return 0;
+    return key->backend->validate(key, usual, arena, frames, n, lowest_pn, seen);
 }
 
 /* ---- self-test ---- */
@@ -213,6 +234,97 @@ static int like_openssl(const struct gcm_backend *backend, struct bench_of_frame
     return right;
 }
 
+/* Octets of secure data of whole frames: each way in which a backend may take them. */
+static const uint16_t frame_lens[] = {50, 64, 77, 128, 200, 256, 640, 1500, 1985, 9000};
+
+enum { RUN = 8, FORGED = 5, TCI_AN = 0x2e };
+
+/* Frame i of a run as the ops would make it, in its room: the reference. */
+static void frame_by_ops(struct bench_of_frames *b, size_t i, const struct gcm_usual *usual,
+                         const struct frame *frame, uint32_t data_len, uint64_t pn)
+{
+    uint8_t *const room = b->expected_room[i];
+    uint8_t *const data = room + SECY_HEADROOM + SECTAG_AT + frame->len - SECTAG_AT - data_len;
+    uint8_t *const start = data - SECTAG_AT - SECTAG_SIZE_MAX;
+    struct gcm_op op = {.aad = start,
+                        .data = data,
+                        .tag = data + data_len,
+                        .data_len = data_len,
+                        .aad_len = SECTAG_AT + SECTAG_SIZE_MAX};
+
+    memmove(start, room + SECY_HEADROOM, SECTAG_AT);
+    sectag_build(start + SECTAG_AT, TCI_AN, sectag_short_length(data_len), (uint32_t)pn,
+                 usual->sectag + SECTAG_SIZE);
+    if (frame->vlan != FRAME_NO_VLAN)
+        wire_put32(data, (uint32_t)VLAN_TPID << 16 | frame->vlan);
+    gcm_iv(op.iv, &usual->iv, pn);
+    gcm_seal(&b->reference, &op, 1);
+}
+
+/* A run of whole frames out and in again, one of them forged. */
+static int one_run(struct bench_of_frames *b, uint32_t data_len, uint16_t vlan)
+{
+    const uint32_t len = SECTAG_AT + data_len - (vlan == FRAME_NO_VLAN ? 0 : VLAN_SIZE);
+    const uint64_t pn = UINT64_C(0x1fffffff0);
+    struct gcm_usual usual = {.verdict = 1, .pop_vlan = 1};
+    struct frame frames[RUN];
+    struct gcm_seen seen;
+    uint8_t *const arena = b->room[0];
+    int right;
+
+    memcpy(usual.iv.octets, kat_iv, sizeof kat_iv);
+    sectag_build(usual.sectag, TCI_AN, 0, 0, kat_aad);
+    for (size_t i = 0; i < RUN; i++) {
+        struct gcm_op unused;
+        lay_out(&unused, b->room[i], i);
+        lay_out(&unused, b->expected_room[i], i);
+        wire_put16(b->room[i] + SECY_HEADROOM + SECTAG_AT, 0x0800);
+        wire_put16(b->expected_room[i] + SECY_HEADROOM + SECTAG_AT, 0x0800);
+        frames[i] =
+            (struct frame){.at = (uint32_t)(i * ROOM + SECY_HEADROOM), .len = len, .vlan = vlan};
+        frame_by_ops(b, i, &usual, &frames[i], data_len, pn + i);
+    }
+    right = gcm_protect(&b->mine, &usual, arena, frames, RUN, pn) == RUN;
+    right = right && memcmp(b->room, b->expected_room, RUN * sizeof b->room[0]) == 0;
+    if (!right || data_len <= SECTAG_SHORT_MAX)
+        return right;
+
+    b->room[FORGED][frames[FORGED].at % ROOM + frames[FORGED].len - 1] ^= 1;
+    right = gcm_validate(&b->mine, &usual, arena, frames, RUN, pn, &seen) == RUN &&
+            seen.authentic == (0xff ^ 1 << FORGED);
+    for (size_t i = 0; i < RUN; i++) {
+        struct gcm_op unused;
+        lay_out(&unused, b->expected_room[i], i);
+        wire_put16(b->expected_room[i] + SECY_HEADROOM + SECTAG_AT, 0x0800);
+        right = right && seen.pn_low[i] == (uint32_t)(pn + i);
+        if (i != FORGED)
+            right = right && frames[i].at == i * ROOM + SECY_HEADROOM && frames[i].len == len &&
+                    frames[i].vlan == vlan && frames[i].verdict == usual.verdict &&
+                    memcmp(arena + frames[i].at, b->expected_room[i] + SECY_HEADROOM, len) == 0;
+    }
+    return right && frames[FORGED].verdict != usual.verdict;
+}
+
+static int whole_frames(const struct gcm_backend *backend, struct bench_of_frames *b,
+                        size_t key_len)
+{
+    int right = 1;
+
+    if (backend->protect == NULL)
+        return 1;
+    if (gcm_key_init(&b->mine, backend, kat_plain, key_len) != GCM_OK)
+        return 0;
+    if (gcm_key_init(&b->reference, &gcm_openssl, kat_plain, key_len) != GCM_OK) {
+        gcm_key_wipe(&b->mine);
+        return 0;
+    }
+    for (size_t i = 0; i < sizeof frame_lens / sizeof frame_lens[0]; i++)
+        right = right && one_run(b, frame_lens[i], 100) && one_run(b, frame_lens[i], FRAME_NO_VLAN);
+    gcm_key_wipe(&b->mine);
+    gcm_key_wipe(&b->reference);
+    return right;
+}
+
 int gcm_backend_selftest(const struct gcm_backend *backend)
 {
     struct bench_of_frames *b = aligned_alloc(64, (sizeof *b + 63) / 64 * 64);
@@ -221,7 +333,8 @@ int gcm_backend_selftest(const struct gcm_backend *backend)
     if (b == NULL)
         return GCM_E_SELFTEST;
     right = known_answers(backend, &b->mine) && like_openssl(backend, b, 16) &&
-            like_openssl(backend, b, 32);
+            like_openssl(backend, b, 32) && whole_frames(backend, b, 16) &&
+            whole_frames(backend, b, 32);
     free(b);
     return right ? GCM_OK : GCM_E_SELFTEST;
 }

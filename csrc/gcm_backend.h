@@ -6,6 +6,7 @@
 #define LASTMILE_GCM_BACKEND_H
 
 #include "gcm.h"
+#include "gcm_frames.h"
 
 struct gcm_backend {
     const char *name;
@@ -17,6 +18,11 @@ struct gcm_backend {
     void (*key_wipe)(struct gcm_key *key);
     void (*seal)(const struct gcm_key *key, struct gcm_op *ops, size_t n);
     void (*open)(const struct gcm_key *key, struct gcm_op *ops, size_t n);
+    /* protect, validate: gcm_frames.h; NULL where there is no such thing. */
+    size_t (*protect)(const struct gcm_key *key, const struct gcm_usual *usual, uint8_t *arena,
+                      struct frame *frames, size_t n, uint64_t pn);
+    size_t (*validate)(const struct gcm_key *key, const struct gcm_usual *usual, uint8_t *arena,
+                       struct frame *frames, size_t n, uint64_t lowest_pn, struct gcm_seen *seen);
 };
 
 extern const struct gcm_backend gcm_openssl;

@@ -7,6 +7,9 @@
  * In (secy_validate): 1 read the SecTAG, 2 find SC by SCI and SA by AN, 3 check for replay, 4 open
  * in place, 5 commit to the replay window, 6 strip SecTAG and VLAN tag, 7 count.
  *
+ * Most frames are like the one before them. Runs of equal length go through steps 3 and 4 (out), 1
+ * to 4 and 6 (in) in one pass (gcm_frames.h); whatever is not of that kind goes step by step.
+ *
  * A batch is worked on in chunks of SECY_CHUNK frames, so that the chunk's operations for the
  * cipher stay in L1 and the cipher still gets several frames at once. Receive chunks are cut
  * where the SA changes.
@@ -34,6 +37,7 @@
 #include "dataplane.h"
 #include "err.h"
 #include "gcm.h"
+#include "gcm_frames.h"
 #include "pn.h"
 #include "replay.h"
 #include "sectag.h"
@@ -45,11 +49,13 @@ enum {
     SECY_CHUNK = 64,
     SECY_CLEAR_TAGS_MAX = 2,
     SECY_FRAME_MIN = 14, /* DA, SA, type */
+    SECY_ALIKE_MIN = 8,  /* frames that make a run worth a look */
 };
 
 _Static_assert((int)SECY_HEADROOM == (int)SECTAG_SIZE_MAX + (int)VLAN_SIZE,
                "a SecTAG and a VLAN tag fit");
 _Static_assert((int)SECY_TAILROOM == (int)SECTAG_ICV_SIZE, "an ICV fits");
+_Static_assert((int)SECY_CHUNK == (int)GCM_FRAMES_MAX, "a chunk fits one call of the cipher");
 _Static_assert(SECTAG_ICV_SIZE == GCM_TAG_LEN, "the ICV is GCM's whole tag");
 _Static_assert((int)FRAME_NO_VLAN == (int)VLAN_NONE, "one number says that there is no tag");
 

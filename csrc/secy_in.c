@@ -102,21 +102,21 @@ static inline bool in_order(const struct run *run, const struct replay *replay)
 }
 
 /* Step 5 for a frame that does not just follow the one before it. */
-static enum verdict commit(const struct secy *secy, struct replay *replay, const struct pending *p,
-                           bool authentic)
+static enum verdict commit(const struct secy *secy, struct replay *replay, uint64_t pn,
+                           bool authentic, bool changed)
 {
     if (!authentic) {
         /* The window may have moved since the check: late comes before not valid. */
-        if (secy->config.replay_protect && !replay_check(replay, p->pn))
+        if (secy->config.replay_protect && !replay_check(replay, pn))
             return VERDICT_IN_LATE;
-        return secy->config.validate == SECY_STRICT || p->changed ? VERDICT_IN_NOT_VALID
-                                                                  : VERDICT_IN_INVALID;
+        return secy->config.validate == SECY_STRICT || changed ? VERDICT_IN_NOT_VALID
+                                                               : VERDICT_IN_INVALID;
     }
-    if (replay_commit(replay, p->pn))
+    if (replay_commit(replay, pn))
         return VERDICT_IN_OK;
     if (secy->config.replay_protect)
         return VERDICT_IN_LATE;
-    return p->pn < replay_lowest(replay) ? VERDICT_IN_DELAYED : VERDICT_IN_OK;
+    return pn < replay_lowest(replay) ? VERDICT_IN_DELAYED : VERDICT_IN_OK;
 }
 
 /* Step 5 for the frames gathered so far. True: all are authentic, and in order. */
@@ -130,7 +130,8 @@ static bool commit_all(const struct secy *secy, struct run *run, uint8_t *verdic
     if (ordered)
         replay_commit_next(&replay, run->count);
     for (unsigned k = 0; !ordered && k < run->count; k++)
-        verdicts[k] = (uint8_t)commit(secy, &replay, &run->pending[k], run->ops[k].ok);
+        verdicts[k] = (uint8_t)commit(secy, &replay, run->pending[k].pn, run->ops[k].ok,
+                                      run->pending[k].changed);
     window->replay = replay;
     secy_window_give(secy, window);
     return ordered;
@@ -315,19 +316,133 @@ static size_t join_alike(struct secy *secy, uint8_t *arena, struct frame *frames
     return i;
 }
 
+/* ---- runs that the cipher takes whole ---- */
+
+/* Steps 1 and 2 for a frame that may begin a run of usual ones (gcm_frames.h): whether it does, and
+ * then its SA and what those behind it have to look like. */
+static bool recognise(struct secy *secy, const uint8_t *start, uint32_t len, struct secy_rx_sa **sa,
+                      struct likeness *wanted)
+{
+    struct sectag tag;
+
+    if (!sectag_present(start, len) || !sectag_parse(start, len, &tag))
+        return false;
+    if (!tag.sci || !(tag.tci_an & SECTAG_TCI_C) || start[SECTAG_AT + 3] != 0)
+        return false;
+    struct secy_rx_sc *const sc = secy_rx_find(secy, tag.sci);
+    if (!sc || !sc->sa[tag.tci_an & SECTAG_AN_MASK].active)
+        return false;
+    *sa = &sc->sa[tag.tci_an & SECTAG_AN_MASK];
+    *wanted = likeness(start);
+    return true;
+}
+
+/* Whether all `n` are authentic, and their numbers those that follow the highest. */
+static inline bool seen_in_order(const struct gcm_seen *seen, size_t n, const struct replay *replay,
+                                 uint64_t high)
+{
+    const uint64_t next = replay->highest + 1;
+    uint32_t other = 0;
+
+    for (uint32_t i = 0; i < n; i++)
+        other |= seen->pn_low[i] ^ ((uint32_t)next + i);
+    return other == 0 && seen->authentic == UINT64_MAX >> (64 - n) && next >= replay->floor &&
+           (next & ~PN_MAX) == high;
+}
+
+/* Steps 5 and 7 for `n` frames that have been through the cipher; `high` is the upper half of their
+ * numbers. */
+static void commit_seen(struct secy *secy, struct secy_window *window, struct frame *frames,
+                        size_t n, uint32_t data_len, const struct gcm_seen *seen, uint64_t high)
+{
+    uint64_t count[VERDICT_COUNT] = {0};
+
+    secy_window_take(secy, window);
+    struct replay replay = window->replay;
+    const bool ordered = seen_in_order(seen, n, &replay, high);
+    if (ordered)
+        replay_commit_next(&replay, (uint32_t)n);
+    for (size_t i = 0; !ordered && i < n; i++) {
+        const enum verdict verdict =
+            commit(secy, &replay, high | seen->pn_low[i], seen->authentic >> i & 1, true);
+        frames[i].verdict = (uint8_t)verdict;
+        count[verdict]++;
+    }
+    window->replay = replay;
+    secy_window_give(secy, window);
+
+    const uint64_t ok = ordered ? n : count[VERDICT_IN_OK];
+    secy_count(&secy->packets[VERDICT_IN_OK], ok);
+    secy_count(&secy->octets[OCTETS_IN_DECRYPTED], (ok + count[VERDICT_IN_DELAYED]) * data_len);
+    if (ordered)
+        return;
+    secy_count(&secy->packets[VERDICT_IN_DELAYED], count[VERDICT_IN_DELAYED]);
+    secy_count(&secy->packets[VERDICT_IN_LATE], count[VERDICT_IN_LATE]);
+    secy_count(&secy->packets[VERDICT_IN_NOT_VALID], count[VERDICT_IN_NOT_VALID]);
+}
+
+/* All steps for the first of `count` frames of one length, with the cipher in one pass. Returns how
+ * many that did: 0 or more, up to the first frames that are not usual. */
+static size_t validate_alike(struct secy *secy, uint8_t *arena, struct frame *frames, size_t count,
+                             struct run *run)
+{
+    const uint8_t *const start = arena + frames->at;
+    struct secy_rx_sa *sa;
+    struct likeness wanted;
+    struct gcm_seen seen;
+
+    if (!recognise(secy, start, frames->len, &sa, &wanted))
+        return 0;
+    flush(secy, arena, run); /* frames are committed in the order in which they came */
+    const struct replay replay = glance(secy, sa);
+    const uint64_t lowest = replay_lowest(&replay), high = lowest & ~PN_MAX;
+    if (high && !secy->xpn) /* the SA is used up */
+        return 0;
+    struct gcm_usual usual = {
+        .iv = sa->iv, .verdict = VERDICT_IN_OK, .pop_vlan = secy->config.pop_vlan};
+    memcpy(usual.sectag, &wanted.head, sizeof wanted.head);
+    memcpy(usual.sectag + SECTAG_SIZE, &wanted.sci, sizeof wanted.sci);
+    const uint32_t data_len = frames->len - SECTAG_AT - SECTAG_SIZE_MAX - SECTAG_ICV_SIZE;
+    const size_t n = gcm_validate(&sa->key, &usual, arena, frames, count, lowest, &seen);
+    if (n > 0)
+        commit_seen(secy, sa->window, frames, n, data_len, &seen, high);
+    return n;
+}
+
+/* Frames from the first on that have its length; at most SECY_CHUNK. */
+static size_t run_length(const struct frame *frames, size_t count)
+{
+    const size_t most = count < SECY_CHUNK ? count : SECY_CHUNK;
+    size_t n = 1;
+
+    while (n < most && frames[n].len == frames->len)
+        n++;
+    return n;
+}
+
 void secy_validate(struct secy *secy, uint8_t *arena, struct frame *frames, size_t count)
 {
+    const bool usual = secy->config.conf_offset == 0 && secy->config.clear_tags == 0;
     struct run run;
+    size_t again = 0; /* where to look for a run next */
 
     run.sa = NULL;
     run.count = 0;
     run.alike = false;
-    for (size_t i = 0; i < count;) {
-        const size_t before = i;
-        if (run.alike)
-            i += join_alike(secy, arena, frames + i, count - i, &run);
-        if (i == before)
-            admit(secy, arena, &frames[i++], &run);
+    for (size_t i = 0, done; i < count; i += done) {
+        done = 0;
+        if (usual && i >= again) {
+            const size_t n = run_length(frames + i, count - i);
+            if (n >= SECY_ALIKE_MIN)
+                done = validate_alike(secy, arena, frames + i, n, &run);
+            again = done > 0 ? i + done : i + n;
+        }
+        if (done == 0 && run.alike)
+            done = join_alike(secy, arena, frames + i, count - i, &run);
+        if (done == 0) {
+            admit(secy, arena, &frames[i], &run);
+            done = 1;
+        }
         if (run.count == SECY_CHUNK)
             flush(secy, arena, &run);
     }

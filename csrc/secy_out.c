@@ -132,39 +132,50 @@ static uint64_t drop_unsealed(struct secy *secy, uint32_t tag_size, struct frame
     return octets;
 }
 
-/* One chunk of at most SECY_CHUNK frames. */
-static void protect(struct secy *secy, struct secy_tx_sa *sa, uint8_t *arena, struct frame *frames,
-                    size_t count)
+/* Step 1 for a chunk: which frames may go. Returns how many. */
+static uint32_t admit_all(struct secy *secy, struct frame *frames, size_t count, uint32_t grows,
+                          uint8_t *admitted)
+{
+    uint32_t want = 0;
+
+    for (size_t i = 0; i < count; i++) {
+        if (admit(secy, &frames[i], grows))
+            admitted[want++] = (uint8_t)i;
+        else
+            secy_count(&secy->packets[frames[i].verdict], 1);
+    }
+    return want;
+}
+
+/* Step 2: numbers for the admitted frames, as far as there are. Returns for how many. */
+static uint32_t number(struct secy *secy, struct secy_tx_sa *sa, struct frame *frames,
+                       const uint8_t *admitted, uint32_t want, uint64_t *pn)
+{
+    const uint32_t taken = pn_take(sa->numbers, want, pn);
+
+    for (uint32_t k = taken; k < want; k++)
+        frames[admitted[k]].verdict = VERDICT_OUT_PN_EXHAUSTED;
+    if (taken < want)
+        secy_count(&secy->packets[VERDICT_OUT_PN_EXHAUSTED], want - taken);
+    return taken;
+}
+
+/* Steps 3 to 5 for the admitted frames of a chunk, under the numbers from `pn` on, by ops. */
+static void seal(struct secy *secy, struct secy_tx_sa *sa, uint8_t *arena, struct frame *frames,
+                 const uint8_t *admitted, uint32_t taken, uint64_t pn)
 {
     const struct secy_config *config = &secy->config;
     const uint32_t tag_size = sectag_size(secy->tci);
     struct gcm_op ops[SECY_CHUNK];
     struct lifted lifted;
-    uint8_t admitted[SECY_CHUNK];
-    uint64_t pn = 0;
-    uint32_t want = 0;
-
-    for (size_t i = 0; i < count; i++) {
-        if (admit(secy, &frames[i], tag_size + SECTAG_ICV_SIZE))
-            admitted[want++] = (uint8_t)i;
-        else
-            secy_count(&secy->packets[frames[i].verdict], 1);
-    }
-
-    const uint32_t taken = pn_take(sa->numbers, want, &pn);
-    for (uint32_t k = taken; k < want; k++)
-        frames[admitted[k]].verdict = VERDICT_OUT_PN_EXHAUSTED;
-    if (taken < want)
-        secy_count(&secy->packets[VERDICT_OUT_PN_EXHAUSTED], want - taken);
-
     struct common common = {
         .iv = sa->iv,
         .readable = config->encrypt ? config->conf_offset : UINT32_MAX,
         .verdict = config->encrypt ? VERDICT_OUT_ENCRYPTED : VERDICT_OUT_PROTECTED,
     };
+
     memcpy(&common.head, secy->sectag, sizeof common.head);
     memcpy(&common.sci, secy->sectag + SECTAG_SIZE, sizeof common.sci);
-
     lifted.limit = config->clear_tags;
     for (uint32_t k = 0; lifted.limit && k < taken; k++)
         lifted.count[k] =
@@ -187,6 +198,61 @@ static void protect(struct secy *secy, struct secy_tx_sa *sa, uint8_t *arena, st
                octets);
 }
 
+/* One chunk of at most SECY_CHUNK frames. */
+static void protect(struct secy *secy, struct secy_tx_sa *sa, uint8_t *arena, struct frame *frames,
+                    size_t count)
+{
+    uint8_t admitted[SECY_CHUNK];
+    uint64_t pn = 0;
+
+    const uint32_t grows = sectag_size(secy->tci) + SECTAG_ICV_SIZE;
+    const uint32_t want = admit_all(secy, frames, count, grows, admitted);
+    const uint32_t taken = number(secy, sa, frames, admitted, want, &pn);
+    seal(secy, sa, arena, frames, admitted, taken, pn);
+}
+
+/* Frames from the first on that have its length and VLAN tag; at most SECY_CHUNK. */
+static size_t run_length(const struct frame *frames, size_t count)
+{
+    const size_t most = count < SECY_CHUNK ? count : SECY_CHUNK;
+    size_t n = 1;
+
+    while (n < most && frames[n].len == frames->len && frames[n].vlan == frames->vlan)
+        n++;
+    return n;
+}
+
+/* The same for `count` frames with the length and the VLAN tag of the first one: one look admits or
+ * refuses all of them, and the cipher takes as many as it can whole. */
+static void protect_alike(struct secy *secy, struct secy_tx_sa *sa, uint8_t *arena,
+                          struct frame *frames, size_t count)
+{
+    const struct frame first = *frames;
+    struct gcm_usual usual = {.iv = sa->iv, .verdict = VERDICT_OUT_ENCRYPTED};
+    uint8_t admitted[SECY_CHUNK];
+    uint64_t pn = 0;
+
+    if (!admit(secy, frames, SECTAG_SIZE_MAX + SECTAG_ICV_SIZE)) {
+        protect(secy, sa, arena, frames, count);
+        return;
+    }
+    const uint32_t taken = pn_take(sa->numbers, (uint32_t)count, &pn);
+    memcpy(usual.sectag, secy->sectag, sizeof usual.sectag);
+    const uint32_t done = (uint32_t)gcm_protect(&sa->key, &usual, arena, frames, taken, pn);
+    const uint32_t data_len =
+        first.len - SECTAG_AT + (first.vlan != FRAME_NO_VLAN ? (uint32_t)VLAN_SIZE : 0);
+    secy_count(&secy->packets[VERDICT_OUT_ENCRYPTED], done);
+    secy_count(&secy->octets[OCTETS_OUT_ENCRYPTED], (uint64_t)done * data_len);
+    if (done == count)
+        return;
+    for (uint32_t k = done; k < count; k++)
+        admitted[k] = (uint8_t)k;
+    for (uint32_t k = taken; k < count; k++)
+        frames[k].verdict = VERDICT_OUT_PN_EXHAUSTED;
+    secy_count(&secy->packets[VERDICT_OUT_PN_EXHAUSTED], count - taken);
+    seal(secy, sa, arena, frames, admitted + done, taken - done, pn + done);
+}
+
 void secy_protect(struct secy *secy, uint8_t *arena, struct frame *frames, size_t count)
 {
     if (!secy->config.protect) {
@@ -197,7 +263,17 @@ void secy_protect(struct secy *secy, uint8_t *arena, struct frame *frames, size_
         no_sa(secy, frames, count);
         return;
     }
-    for (size_t done = 0; done < count; done += SECY_CHUNK)
-        protect(secy, &secy->tx[secy->encoding_an], arena, frames + done,
-                count - done < SECY_CHUNK ? count - done : SECY_CHUNK);
+    const struct secy_config *config = &secy->config;
+    const bool usual = config->encrypt && config->include_sci && config->conf_offset == 0 &&
+                       config->clear_tags == 0;
+    struct secy_tx_sa *const sa = &secy->tx[secy->encoding_an];
+    for (size_t done = 0, n; done < count; done += n) {
+        n = usual ? run_length(frames + done, count - done) : 0;
+        if (n >= SECY_ALIKE_MIN) {
+            protect_alike(secy, sa, arena, frames + done, n);
+        } else {
+            n = count - done < SECY_CHUNK ? count - done : SECY_CHUNK;
+            protect(secy, sa, arena, frames + done, n);
+        }
+    }
 }
