@@ -98,6 +98,12 @@ int secy_rx_enable(struct secy *secy, const uint8_t sci[8], unsigned an, int act
 int secy_rx_raise(struct secy *secy, const uint8_t sci[8], unsigned an, uint64_t lowest_pn);
 int secy_rx_delete(struct secy *secy, const uint8_t sci[8], unsigned an);
 
+/* secy_set_clear: from the next frame on all pass in clear (protectFrames off, validateFrames
+ * Check), or none does. secy_set_confidentiality: what is encrypted of the frames sent, and the
+ * offset that frames under way in either direction have. A SecY is made protecting. */
+void secy_set_clear(struct secy *secy, int clear);
+int secy_set_confidentiality(struct secy *secy, int encrypt, unsigned offset);
+
 /* secy_tx_next_pn: number of the next frame; 0 if the SA is exhausted or there is none.
  * secy_rx_lowest_pn: lowest acceptable number; 0 if there is no such SA. */
 uint64_t secy_tx_next_pn(const struct secy *secy, unsigned an);

@@ -28,8 +28,8 @@ _Static_assert((int)ENGINE_PACKET == (int)PORT_PACKET && (int)ENGINE_XDP_TX == (
 _Static_assert((int)PORT_BATCH <= (int)GRO_FRAMES, "a batch fits the table of gro");
 
 enum {
-    CHANNELS_MAX = 64,                                                 /* of one engine */
-    SOURCES = 1 + CHANNELS_MAX * (PORT_FDS_MAX + ENGINE_FEATURES_MAX), /* of one worker, at most */
+    CHANNELS_MAX = 64,                                                     /* of one engine */
+    SOURCES = 1 + CHANNELS_MAX * (PORT_FDS_MAX + 1 + ENGINE_FEATURES_MAX), /* of a worker */
     ROOM_WAIT_MS = 5,      /* one wait for a port that takes no more */
     ROOM_WAITS = 4,        /* then the rest of the batch is dropped */
     BURST_MIN = 256 << 10, /* octets: the bucket of a slow feature still holds super-segments */
@@ -103,6 +103,7 @@ struct lane {
     struct worker *out_worker, *in_worker;
     unsigned port_fds;
     struct source port_sources[PORT_FDS_MAX];
+    struct source clear_source; /* plain frames of an open port: the first lane's */
     struct port port;
     struct secy *out, *in;
     struct queue queues[ENGINE_FEATURES_MAX];
@@ -398,7 +399,7 @@ static void write_packets(struct lane *lane)
     }
 }
 
-static void lane_in(struct lane *lane)
+static void lane_in(struct lane *lane, bool clear)
 {
     const struct channel *channel = lane->channel;
     struct port *port = &lane->port;
@@ -406,7 +407,7 @@ static void lane_in(struct lane *lane)
     struct frame frames[PORT_BATCH];
     unsigned no_feature = 0;
 
-    const int n = port_receive(port, frames);
+    const int n = clear ? port_clear_receive(port, frames) : port_receive(port, frames);
     if (n <= 0)
         return; /* nothing, or the device is gone: its owner learns that by netlink */
     secy_validate(lane->in, port->rx_arena, frames, (size_t)n);
@@ -424,7 +425,8 @@ static void lane_in(struct lane *lane)
         gro_add(gro, frame->at, frame->len, f, channel->features[f].uso);
     }
     write_packets(lane);
-    port_release(port);
+    if (!clear)
+        port_release(port);
     count(&lane->counters[COUNTER_IN_BATCHES], 1);
     count(&lane->counters[COUNTER_IN_FRAMES], (uint64_t)n);
     if (no_feature)
@@ -476,7 +478,7 @@ static void *run(void *argument)
             if (source->queue)
                 lane_out(worker, source->lane, source->queue);
             else
-                lane_in(source->lane);
+                lane_in(source->lane, source == &source->lane->clear_source);
         }
     }
     return NULL;
@@ -615,6 +617,12 @@ static bool valid(const struct engine *engine, const struct channel_config *conf
     return true;
 }
 
+/* Whether the lane looks at plain frames. */
+static bool is_clear(const struct lane *lane)
+{
+    return lane->port.clear_fd > 0;
+}
+
 static void lane_free(struct lane *lane)
 {
     port_close(&lane->port);
@@ -733,6 +741,8 @@ void channel_free(struct channel *channel, int keep)
     for (unsigned i = 0; i < channel->lane_count; i++)
         for (unsigned k = 0; k < channel->lanes[i]->port_fds; k++)
             unwatch(channel->lanes[i]->in_worker, &channel->lanes[i]->port_sources[k]);
+    if (is_clear(channel->lanes[0]))
+        unwatch(channel->lanes[0]->in_worker, &channel->lanes[0]->clear_source);
     channel->engine->channels--;
     channel_unpark(channel);
     lanes_free(channel);
@@ -951,6 +961,44 @@ int channel_rx_raise(struct channel *channel, const uint8_t sci[8], unsigned an,
 int channel_rx_delete(struct channel *channel, const uint8_t sci[8], unsigned an)
 {
     IN_ALL_LANES(secy_rx_delete(in, sci, an));
+}
+
+int channel_set_clear(struct channel *channel, int clear)
+{
+    struct lane *first = channel->lanes[0];
+    int error = 0;
+
+    channel_park(channel);
+    if (clear && !is_clear(first)) {
+        error = port_clear_open(&first->port);
+        if (!error) {
+            first->clear_source = (struct source){.lane = first};
+            watch(first->in_worker, first->port.clear_fd, &first->clear_source);
+        }
+    } else if (!clear && is_clear(first)) {
+        unwatch(first->in_worker, &first->clear_source);
+        port_clear_close(&first->port);
+    }
+    for (unsigned i = 0; !error && i < channel->lane_count; i++) {
+        secy_set_clear(channel->lanes[i]->out, clear);
+        secy_set_clear(channel->lanes[i]->in, clear);
+    }
+    channel_unpark(channel);
+    return error;
+}
+
+int channel_set_confidentiality(struct channel *channel, int encrypt, unsigned offset)
+{
+    int error = 0;
+
+    channel_park(channel);
+    for (unsigned i = 0; !error && i < channel->lane_count; i++) {
+        error = secy_set_confidentiality(channel->lanes[i]->out, encrypt, offset);
+        if (!error)
+            error = secy_set_confidentiality(channel->lanes[i]->in, encrypt, offset);
+    }
+    channel_unpark(channel);
+    return error;
 }
 
 int channel_encoding_an(const struct channel *channel)

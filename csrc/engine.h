@@ -104,8 +104,9 @@ int channel_feature_remove(struct channel *channel, unsigned feature);
 int channel_carrier(struct channel *channel, int on);
 
 /* The SecY: as in dataplane.h. channel_tx_delete also tells the number that no frame has reached
- * under this key (`next_pn` may be NULL): frames leave until the very moment. channel_encoding_an
- * is the AN frames are sent under, -1 if none. */
+ * under this key (`next_pn` may be NULL): frames leave until the very moment. channel_set_clear
+ * opens a way in for plain frames with a VLAN tag too, and closes it again. channel_encoding_an is
+ * the AN frames are sent under, -1 if none. */
 int channel_tx_install(struct channel *channel, unsigned an, const struct secy_key *key,
                        uint64_t next_pn);
 int channel_tx_enable(struct channel *channel, unsigned an);
@@ -118,6 +119,8 @@ int channel_rx_enable(struct channel *channel, const uint8_t sci[8], unsigned an
 int channel_rx_raise(struct channel *channel, const uint8_t sci[8], unsigned an,
                      uint64_t lowest_pn);
 int channel_rx_delete(struct channel *channel, const uint8_t sci[8], unsigned an);
+int channel_set_clear(struct channel *channel, int clear);
+int channel_set_confidentiality(struct channel *channel, int encrypt, unsigned offset);
 int channel_encoding_an(const struct channel *channel);
 uint64_t channel_tx_next_pn(const struct channel *channel, unsigned an);
 uint64_t channel_rx_lowest_pn(struct channel *channel, const uint8_t sci[8], unsigned an);

@@ -100,6 +100,7 @@ void port_close(struct port *port)
         close(port->rx_fd);
     if (port->tx_fd > 0)
         close(port->tx_fd);
+    port_clear_close(port);
     if (port->slots)
         munmap(port->slots, port->slots_size);
     if (port->tx_arena)
@@ -142,11 +143,6 @@ int port_send(struct port *port, const struct frame *frames, unsigned count)
     return sent == (int)n ? (int)count : index[sent];
 }
 
-static uint32_t slot_at(const struct port *port, unsigned i)
-{
-    return i * port->rx_slot + SECY_HEADROOM;
-}
-
 int port_receive(struct port *port, struct frame *frames)
 {
     struct mmsghdr messages[PORT_BATCH];
@@ -159,14 +155,15 @@ int port_receive(struct port *port, struct frame *frames)
     }
     port->rx_arena = port->slots;
     for (unsigned i = 0; i < PORT_BATCH; i++) {
-        vectors[i] = (struct iovec){port->slots + slot_at(port, i), port->frame_max};
+        vectors[i] = (struct iovec){port->slots + port_slot_at(port, i), port->frame_max};
         messages[i].msg_hdr = (struct msghdr){.msg_iov = &vectors[i], .msg_iovlen = 1};
     }
     const int n = recvmmsg(port->rx_fd, messages, PORT_BATCH, MSG_DONTWAIT, NULL);
     if (n < 0)
         return errno == EAGAIN || errno == EINTR ? 0 : port_errno(errno);
     for (int i = 0; i < n; i++)
-        frames[i] = (struct frame){.at = slot_at(port, (unsigned)i), .len = messages[i].msg_len};
+        frames[i] =
+            (struct frame){.at = port_slot_at(port, (unsigned)i), .len = messages[i].msg_len};
     return n;
 }
 

@@ -58,6 +58,7 @@ struct port {
     uint16_t group; /* PACKET_FANOUT: the lanes' */
     int rx_fd;      /* the packet socket that receives */
     int tx_fd;      /* to wait on for room */
+    int clear_fd;   /* the packet socket for plain frames; 0 while the port is protected */
     uint32_t frame_max;
     uint8_t *tx_arena; /* where frames to send are built */
     uint8_t *rx_arena; /* where the frames lie that port_receive filled in */
@@ -87,6 +88,12 @@ struct port_order {
  * queues uses the packet path, whatever was ordered. */
 int port_open(struct port *port, const struct port_order *order, struct port *first);
 
+/* port_slot_at: offset in `slots` of the i-th receive buffer's frame. */
+static inline uint32_t port_slot_at(const struct port *port, unsigned i)
+{
+    return i * port->rx_slot + SECY_HEADROOM;
+}
+
 /* port_close closes and unmaps; a port that was never opened must be all zero. */
 void port_close(struct port *port);
 
@@ -103,6 +110,12 @@ int port_send(struct port *port, const struct frame *frames, unsigned count);
  * behind; 0 if none waits. port_release gives the buffers back. */
 int port_receive(struct port *port, struct frame *frames);
 void port_release(struct port *port);
+
+/* port_clear_open opens a way in for plain frames with an 802.1Q tag, port_clear_close closes it;
+ * both may be repeated. port_clear_receive is port_receive on it, without port_release. */
+int port_clear_open(struct port *port);
+void port_clear_close(struct port *port);
+int port_clear_receive(struct port *port, struct frame *frames);
 
 /* port_overruns: frames that the kernel dropped because we were too slow, since opening. */
 uint64_t port_overruns(struct port *port);

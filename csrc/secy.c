@@ -16,13 +16,27 @@ static const char *const octet_counters[] = {
 
 _Static_assert(sizeof octet_counters / sizeof *octet_counters == OCTETS_COUNT, "all are named");
 
+static bool offset_is_known(unsigned offset)
+{
+    return offset == 0 || offset == 30 || offset == 50;
+}
+
+/* TCI of sent frames, AN 0. */
+static uint8_t tci_of(const struct secy_config *config)
+{
+    return (uint8_t)((config->include_sci ? SECTAG_TCI_SC : 0) |
+                     (config->end_station ? SECTAG_TCI_ES : 0) |
+                     (config->scb ? SECTAG_TCI_SCB : 0) |
+                     (config->encrypt ? SECTAG_TCI_E | SECTAG_TCI_C : 0));
+}
+
 static int check_config(const struct secy_config *config)
 {
     if (config->suite < suite_first || config->suite - suite_first >= SUITE_COUNT)
         return ERR_SUITE;
     if (config->replay_window > REPLAY_WINDOW_MAX)
         return ERR_WINDOW;
-    if (config->conf_offset != 0 && config->conf_offset != 30 && config->conf_offset != 50)
+    if (!offset_is_known(config->conf_offset))
         return ERR_OFFSET;
     if (config->include_sci && (config->end_station || config->scb))
         return ERR_TCI;
@@ -66,10 +80,7 @@ int secy_new(const struct secy_config *config, const char *backend, struct secy 
     new->config = *config;
     new->xpn = suite == SUITE_XPN_128 || suite == SUITE_XPN_256;
     new->key_len = suite == SUITE_128 || suite == SUITE_XPN_128 ? 16 : 32;
-    new->tci =
-        (uint8_t)((config->include_sci ? SECTAG_TCI_SC : 0) |
-                  (config->end_station ? SECTAG_TCI_ES : 0) | (config->scb ? SECTAG_TCI_SCB : 0) |
-                  (config->encrypt ? SECTAG_TCI_E | SECTAG_TCI_C : 0));
+    new->tci = tci_of(config);
     new->encoding_an = -1;
     *secy = new;
     return ERR_OK;
@@ -172,6 +183,24 @@ int secy_tx_delete(struct secy *secy, unsigned an)
         secy->encoding_an = -1;
     gcm_key_wipe(&sa->key);
     wipe(sa, sizeof *sa);
+    return ERR_OK;
+}
+
+void secy_set_clear(struct secy *secy, int clear)
+{
+    secy->config.protect = !clear;
+    secy->config.validate = clear ? SECY_CHECK : SECY_STRICT;
+}
+
+int secy_set_confidentiality(struct secy *secy, int encrypt, unsigned offset)
+{
+    if (!offset_is_known(offset))
+        return ERR_OFFSET;
+    secy->config.encrypt = encrypt != 0;
+    secy->config.conf_offset = (uint8_t)offset;
+    secy->tci = tci_of(&secy->config);
+    if (secy->encoding_an >= 0)
+        return secy_tx_enable(secy, (unsigned)secy->encoding_an);
     return ERR_OK;
 }
 

@@ -307,6 +307,82 @@ static void test_keep(void)
     end(&bench);
 }
 
+/* Send a user frame on the TAP; the first of ours that the wire carries, and its EtherType. */
+static uint16_t on_the_wire(struct bench *bench, uint32_t payload_len, uint8_t *frame,
+                            uint32_t *len)
+{
+    uint8_t sent[2000];
+    const uint32_t size = user_frame(sent, payload_len, (uint8_t)payload_len);
+    CHECK_EQUAL(write(bench->tap, sent, size), size);
+    while ((*len = take(bench->wire, frame, 2000, WAIT_MS)) > 0) {
+        const uint16_t type = wire_get16(frame + 12);
+        const uint32_t more = type == 0x8100 ? 4 : 16 + 4 + 16; /* tag; SecTAG, tag, ICV */
+        if ((type == 0x8100 || type == 0x88E5) && *len == size + more)
+            return type;
+    }
+    return 0;
+}
+
+/* Put a plain frame with VLAN tag `vid` on the wire; whether the TAP gives it. */
+static bool plain_arrives(struct bench *bench, uint16_t vid, uint8_t seed, int wait_ms)
+{
+    uint8_t frame[204], got[2000];
+    uint8_t *start = frame + 4;
+    const uint32_t size = user_frame(start, 100, seed) + 4;
+    memmove(frame, start, 12);
+    wire_put16(frame + 12, 0x8100);
+    wire_put16(frame + 14, vid);
+    CHECK_EQUAL(write(bench->wire, frame, size), size);
+    for (uint32_t len; (len = take(bench->tap, got, sizeof got, wait_ms)) > 0;)
+        if (len == size - 4 && got[14] == seed && wire_get16(got + 12) == TYPE)
+            return true;
+    return false;
+}
+
+/* An open port passes plain frames of its VLANs both ways; a protected one never does. What is
+ * encrypted can be changed while frames pass. */
+static void test_clear(unsigned path)
+{
+    struct bench bench;
+    uint8_t frame[2000];
+    uint32_t len;
+    begin(&bench, 2, path);
+    CHECK(!plain_arrives(&bench, VID, 200, 100));
+    CHECK_EQUAL(channel_set_clear(bench.channel, 1), 0);
+    CHECK_EQUAL(channel_set_clear(bench.channel, 1), 0);
+    CHECK_EQUAL(on_the_wire(&bench, 333, frame, &len), 0x8100);
+    CHECK_EQUAL(wire_get16(frame + 14), VID);
+    CHECK_EQUAL(frame[18 + 5], (uint8_t)(333 + 5));
+    CHECK(plain_arrives(&bench, VID, 201, WAIT_MS));
+    CHECK(!plain_arrives(&bench, VID + 1, 202, 100));
+    CHECK(channel_secy_counter(bench.channel, VERDICT_OUT_UNTAGGED) > 0);
+    CHECK(channel_secy_counter(bench.channel, VERDICT_IN_UNTAGGED) > 0);
+    CHECK_EQUAL(channel_set_clear(bench.channel, 0), 0);
+    const uint64_t untagged = channel_secy_counter(bench.channel, VERDICT_IN_UNTAGGED);
+    CHECK(!plain_arrives(&bench, VID, 203, 100));
+    CHECK_EQUAL(channel_secy_counter(bench.channel, VERDICT_IN_UNTAGGED), untagged);
+    CHECK_EQUAL(on_the_wire(&bench, 334, frame, &len), 0x88E5);
+    out_once(&bench, 335);
+    in_once(&bench, 336, VID, true);
+
+    enum { DATA = 14 + 16 - 2 + 4 + 2 }; /* of the user's payload, behind SecTAG, tag and type */
+    CHECK_EQUAL(channel_set_confidentiality(bench.channel, 1, 31), ERR_OFFSET);
+    CHECK_EQUAL(channel_set_confidentiality(bench.channel, 0, 0), 0);
+    CHECK_EQUAL(on_the_wire(&bench, 337, frame, &len), 0x88E5);
+    CHECK_EQUAL(frame[14] & (SECTAG_TCI_E | SECTAG_TCI_C), 0);
+    CHECK_EQUAL(frame[DATA + 100], (uint8_t)(337 + 100));
+    out_once(&bench, 338);
+    CHECK_EQUAL(channel_set_confidentiality(bench.channel, 1, 30), 0);
+    CHECK_EQUAL(on_the_wire(&bench, 339, frame, &len), 0x88E5);
+    CHECK_EQUAL(frame[14] & (SECTAG_TCI_E | SECTAG_TCI_C), SECTAG_TCI_E | SECTAG_TCI_C);
+    CHECK_EQUAL(frame[DATA + 23], (uint8_t)(339 + 23)); /* the 30th octet of secure data */
+    CHECK(memcmp(frame + DATA + 24, "\x6b\x6c\x6d\x6e\x6f\x70\x71\x72", 8) != 0);
+    CHECK_EQUAL(channel_set_confidentiality(bench.channel, 1, 0), 0);
+    out_once(&bench, 340);
+    CHECK_EQUAL(channel_set_clear(bench.channel, 1), 0); /* and freed while it is open */
+    end(&bench);
+}
+
 int main(void)
 {
     test_without_devices();
@@ -315,6 +391,8 @@ int main(void)
             for (unsigned path = ENGINE_PACKET; path <= ENGINE_XDP; path++)
                 test_both_ways(workers, path);
         test_keep();
+        test_clear(ENGINE_PACKET);
+        test_clear(ENGINE_XDP);
     } else {
         printf("engine: not root, devices left out\n");
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from router.config.effective import EffectiveConfig
+from router.config.effective import EffectiveConfig, MacsecMode
 from router.dataplane.client import DataplaneClient
 from router.dataplane.wanted import WantedChannel, WantedFeature
 from router.model import ChannelId
@@ -44,6 +44,7 @@ def wanted_channels(
                 sci_port=channel.macsec.sci_port,
                 port_mtu=channel.port_mtu,
                 features=features,
+                may_open=channel.macsec.mode is MacsecMode.SHOULD_SECURE,
                 cores=channel.cores,
             )
         )

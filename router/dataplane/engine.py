@@ -22,7 +22,7 @@ from typing import Any, Final
 
 from router.dataplane._native import ffi, lib
 from router.errors import DataplaneError
-from router.model import CipherSuite, MacAddress, Sci
+from router.model import CipherSuite, Confidentiality, MacAddress, Sci
 from router.secy import SaKey
 
 SYSTEM: Final = -1000
@@ -194,6 +194,15 @@ class Channel:
     def delete_receive(self, sci: Sci, an: int) -> None:
         """Remove a receive SA."""
         check(lib.channel_rx_delete(self._channel, sci.pack(), an))
+
+    def set_clear(self, *, clear: bool) -> None:
+        """Let all frames pass in clear from the next batch on, or none."""
+        check(lib.channel_set_clear(self._channel, clear))
+
+    def set_confidentiality(self, confidentiality: Confidentiality) -> None:
+        """Encrypt so much of each frame; the offset is that of received frames too."""
+        encrypt = confidentiality is not Confidentiality.INTEGRITY_ONLY
+        check(lib.channel_set_confidentiality(self._channel, encrypt, confidentiality.offset))
 
     @property
     def encoding_an(self) -> int | None:

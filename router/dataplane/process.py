@@ -44,7 +44,7 @@ from router.dataplane import engine as native
 from router.dataplane.engine import Channel, ChannelPolicy, Engine
 from router.dataplane.wanted import WantedChannel, WantedFeature
 from router.errors import DataplaneError, KernelError
-from router.model import Sci, Secret
+from router.model import Confidentiality, Sci, Secret
 from router.secy import SaKey
 
 LOOK_S: Final = 0.25
@@ -84,6 +84,8 @@ class RunningChannel:
     transmit: dict[int, Sa] = field(default_factory=dict)
     receive: dict[Sci, dict[int, Sa]] = field(default_factory=dict)
     carrier: bool = False
+    unprotected: bool = False
+    confidentiality: Confidentiality = Confidentiality.OFFSET_0
 
     @property
     def operational(self) -> bool:
@@ -186,6 +188,8 @@ class Dataplane:
                 self._close(wanted.name, f"the port's MAC address became {mac}")
         running = self._running.get(wanted.name) or self._open(wanted, ifindex)
         running.wanted = wanted
+        if running.unprotected and not wanted.may_open:
+            self._set_controlled_port(running, unprotected=False)
         for feature in wanted.features:
             try:
                 self._reconcile_feature(running, feature.device, feature)
@@ -297,7 +301,8 @@ class Dataplane:
         """Give the TAPs of each channel the carrier that they should have."""
         for name, running in self._running.items():
             try:
-                up = running.operational and native.device_carrier(running.wanted.device)
+                sends = running.operational or running.unprotected
+                up = sends and native.device_carrier(running.wanted.device)
             except DataplaneError:
                 up = False  # the port is gone; a notification is on its way
             if up == running.carrier:
@@ -340,6 +345,8 @@ class Dataplane:
             "suite": str(channel.policy.suite),
             "operational": running.operational,
             "encoding_an": channel.encoding_an or 0,
+            "unprotected": running.unprotected,
+            "confidentiality": running.confidentiality.label,
             "transmit": [_sa(an, sa, channel.next_pn(an)) for an, sa in sorted(running.transmit.items())],
             "receive": [
                 {
@@ -411,6 +418,24 @@ class Dataplane:
             least = running.channel.delete_transmit(an)
             self._spent[running.wanted.name, sa.key_id] = least
 
+    def _set_controlled_port(self, running: RunningChannel, *, unprotected: bool) -> None:
+        if unprotected and not running.wanted.may_open:
+            raise _refuse(
+                f"{running.wanted.name} is must-secure: it never passes frames in clear", errno.EPERM
+            )
+        running.channel.set_clear(clear=unprotected)
+        if running.unprotected != unprotected:
+            (self._log.warning if unprotected else self._log.info)(
+                "port.controlled", channel=running.wanted.name, unprotected=unprotected
+            )
+        running.unprotected = unprotected
+
+    def _set_confidentiality(self, running: RunningChannel, confidentiality: Confidentiality) -> None:
+        if confidentiality.offset and running.wanted.suite.is_xpn:
+            raise _refuse(f"{running.wanted.suite} has no confidentiality offset", errno.EINVAL)
+        running.channel.set_confidentiality(confidentiality)
+        running.confidentiality = confidentiality
+
     # -- status
 
     def status(self) -> dict[str, Any]:
@@ -470,6 +495,8 @@ _CALLS: Final = frozenset(
         "create_transmit_sa",
         "enable_transmit_sa",
         "delete_transmit_sa",
+        "set_controlled_port",
+        "set_confidentiality",
     }
 )
 
@@ -517,6 +544,10 @@ def _arguments(given: dict[str, Any]) -> dict[str, Any]:
             int(key["ssci"]),
             bytes.fromhex(key["salt"]),
         )
+    if "confidentiality" in arguments:
+        arguments["confidentiality"] = Confidentiality.parse(arguments["confidentiality"])
+    if not isinstance(arguments.get("unprotected", False), bool):
+        raise ValueError("unprotected is true or false")  # noqa: TRY004 - as all nonsense is told
     for name in ("an", "next_pn", "lowest_pn"):
         if name in arguments and not isinstance(arguments[name], int):
             raise ValueError(f"{name} is a number")

@@ -103,6 +103,6 @@ def _state(data: dict[str, Any]) -> SecyState:
         counters=SecyCounters(
             **{name: counters[name] for name in SecyCounters.__dataclass_fields__ if name in counters}
         ),
-        confidentiality=Confidentiality.parse(data.get("confidentiality", "offset-0")),
-        unprotected=data.get("unprotected", False),
+        confidentiality=Confidentiality.parse(data["confidentiality"]),
+        unprotected=data["unprotected"],
     )

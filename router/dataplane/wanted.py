@@ -36,6 +36,8 @@ class WantedChannel:
     sci_port: int
     port_mtu: int
     features: tuple[WantedFeature, ...]
+    may_open: bool = False
+    """Frames may pass in clear when the key daemon says so (should-secure)."""
     path: str = "auto"
     """`auto`, `packet`, `xdp-tx` or `xdp`."""
     cores: int = 1
