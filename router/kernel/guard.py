@@ -16,7 +16,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 from pyroute2 import AsyncIPRoute
 from pyroute2.netlink.exceptions import NetlinkError
@@ -67,6 +67,17 @@ class NftGuard:
         await nft.delete_guard(guard)
 
 
+class _Filter(NamedTuple):
+    """A matchall filter with one gact action."""
+
+    preference: int
+    protocol: int
+    action: int | None
+
+
+DROP: Final = _Filter(PREFERENCE_DROP, ETH_P_ALL, ACTION_SHOT)
+
+
 class TcGuard:
     """Guards as tc filters on clsact."""
 
@@ -86,69 +97,72 @@ class TcGuard:
                 guards[device] = EgressGuard(device, found[0])
         return guards
 
+    async def _filters(self, index: int, parent: int) -> set[_Filter]:
+        """Read our filters of one direction."""
+        found = set()
+        async for message in await self._route.get_filters(index=index, parent=parent):
+            # The kernel lists an empty line per chain of filters before the filters themselves.
+            if message["handle"] == ROUTE_PROTOCOL and message.get_attr("TCA_KIND") == "matchall":
+                preference, protocol = message["info"] >> 16, _swap(message["info"] & 0xFFFF)
+                found.add(_Filter(preference, protocol, _gact(message)))
+        return found
+
     async def _direction(self, index: int, parent: int) -> tuple[int, ...]:
         """Return the EtherTypes that pass in one direction, empty where the guard is not whole."""
-        passes: dict[int, int] = {}
-        drops = False
-        async for message in await self._route.get_filters(index=index, parent=parent):
-            preference, protocol = message["info"] >> 16, _swap(message["info"] & 0xFFFF)
-            # The kernel lists an empty line per chain of filters before the filters themselves.
-            if message["handle"] != ROUTE_PROTOCOL or message.get_attr("TCA_KIND") != "matchall":
-                continue
-            action = _gact(message)
-            if protocol == ETH_P_ALL and preference == PREFERENCE_DROP and action == ACTION_SHOT:
-                drops = True
-            elif action == ACTION_OK and protocol != ETH_P_ALL:
-                passes[preference] = protocol
-        return tuple(sorted(passes.values())) if drops else ()
+        found = await self._filters(index, parent)
+        passes = [f.protocol for f in found if f.action == ACTION_OK and f.protocol != ETH_P_ALL]
+        return tuple(sorted(passes)) if DROP in found else ()
 
     async def install(self, guard: EgressGuard, index: int) -> None:
-        """Install the filters: the passing ones first, so that a live channel loses nothing."""
+        """Install the filters: the passing ones first, so that a live channel loses nothing.
+
+        What stands already stays: the kernel replaces no matchall filter, and to delete the one that
+        drops would open a gap.
+        """
         try:
             await self._route.tc("add", "clsact", index)
         except NetlinkError as error:
             if error.code != errno.EEXIST:
                 raise _error(guard.device, error) from error
+        wanted = [_Filter(PREFERENCES[ethertype], ethertype, ACTION_OK) for ethertype in guard.ethertypes]
         for parent in DIRECTIONS:
-            filters = [(PREFERENCES[ethertype], ethertype, "ok") for ethertype in guard.ethertypes]
-            for preference, protocol, action in (*filters, (PREFERENCE_DROP, ETH_P_ALL, "shot")):
+            there = await self._filters(index, parent)
+            for each in (*wanted, DROP):
+                if each in there:
+                    continue
+                await self._delete(index, parent, each)  # one in its place that does something else
                 try:
                     await self._route.tc(
-                        "replace-filter",
+                        "add-filter",
                         "matchall",
                         index,
                         handle=ROUTE_PROTOCOL,
                         parent=parent,
-                        prio=preference,
-                        protocol=protocol,
-                        action=action,
+                        prio=each.preference,
+                        protocol=each.protocol,
+                        action="ok" if each.action == ACTION_OK else "shot",
                     )
                 except NetlinkError as error:
                     raise _error(guard.device, error) from error
-            await self._prune(index, parent, {(p, ethertype) for p, ethertype, _ in filters})
-
-    async def _prune(self, index: int, parent: int, keep: set[tuple[int, int]]) -> None:
-        """Delete our passing filters but those of `keep` (preference, EtherType): left from another list."""
-        doomed = [
-            place
-            async for message in await self._route.get_filters(index=index, parent=parent)
-            if message["handle"] == ROUTE_PROTOCOL
-            and (place := (message["info"] >> 16, _swap(message["info"] & 0xFFFF))) not in keep
-            and place[0] < PREFERENCE_DROP
-        ]
-        for preference, protocol in doomed:
-            await self._delete(index, parent, preference, protocol)
+            for each in there - {*wanted, DROP}:
+                if not any(each.preference == new.preference for new in (*wanted, DROP)):
+                    await self._delete(index, parent, each)
 
     async def remove(self, guard: EgressGuard, index: int) -> None:  # noqa: ARG002 - the mark tells ours
         """Delete our filters; the clsact qdisc stays, somebody else may use it."""
         for parent in DIRECTIONS:
-            await self._prune(index, parent, set())
-            await self._delete(index, parent, PREFERENCE_DROP, ETH_P_ALL)
+            for each in await self._filters(index, parent):
+                await self._delete(index, parent, each)
 
-    async def _delete(self, index: int, parent: int, preference: int, protocol: int) -> None:
+    async def _delete(self, index: int, parent: int, doomed: _Filter) -> None:
         try:
             await self._route.tc(
-                "del-filter", "matchall", index, parent=parent, prio=preference, protocol=protocol
+                "del-filter",
+                "matchall",
+                index,
+                parent=parent,
+                prio=doomed.preference,
+                protocol=doomed.protocol,
             )
         except NetlinkError as error:
             if error.code not in {errno.ENOENT, errno.EINVAL, errno.ENODEV}:

@@ -21,8 +21,8 @@ from router.lab.lab import Lab
 from router.lab.network import write_private
 from router.lab.poll import reached, until
 from router.lab.report import Report
+from router.lab.scenarios.keyd import KeyDaemons
 from router.lab.scenarios.mka import MKA_LIFE_TIME_S, SECURE_TIMEOUT_S, START_TIMEOUT_S, Channel
-from router.standby import KEYD_LOCK, roles
 
 OPEN_TIMEOUT_S: Final = 30.0
 STRANGER: Final = "02:00:00:0f:0f:0f"
@@ -84,15 +84,13 @@ def _opens(channel: Channel, what: str) -> None:
 
 
 def _keyd_dies_while_open(channel: Channel) -> None:
-    lock = channel.lab.router.run_directory / KEYD_LOCK
-
-    def active() -> int:
-        return next((pid for pid, role in roles(lock).items() if role == "active"), 0)
-
-    pid = active()
+    daemons = KeyDaemons(channel)
+    pid = daemons.pid("active")
     with channel.probes("keyd is killed while the port is open"):
         os.kill(pid, signal.SIGKILL)
-        back = reached(lambda: _port(channel) == "unprotected" and active() not in {0, pid}, OPEN_TIMEOUT_S)
+        back = reached(
+            lambda: _port(channel) == "unprotected" and daemons.pid("active") not in {0, pid}, OPEN_TIMEOUT_S
+        )
     channel.report.check("keyd is killed while open: open under its successor", back is not None)
 
 

@@ -4,16 +4,18 @@ import asyncio
 from dataclasses import replace
 
 import pytest
-from conftest import ip
+from conftest import ip, run
 from test_fail_closed import Tap
 from test_stack import Router, ping, until
 
 from router.config.effective import MacsecMode
 from router.errors import Unsupported
+from router.kernel.guard import NftGuard
 from router.kernel.netlink import NetlinkKernel
 from router.model import Confidentiality
 from router.reconcile.desired import ETHERTYPE_MACSEC, ETHERTYPE_VLAN, desired_state
 from router.reconcile.diff import plan
+from router.reconcile.objects import EgressGuard
 
 
 def with_policy(config, **policy):
@@ -145,3 +147,23 @@ async def test_integrity_only_sends_readable_frames_where_the_policy_allows(rout
 
     await until(encrypts, "the reconciler has it encrypt")
     assert await asyncio.to_thread(ping, peer)
+
+
+async def test_a_guards_list_grows_and_shrinks_without_a_gap(wire):
+    """On either mechanism; the filter that drops stands all the time, and what was tampered with comes back."""
+    wire("port1", "peer1")
+    kernel = await NetlinkKernel.open()
+    index = (await kernel.link_facts())["port1"].index
+    secured, lag = (0x888E, 0x88E5), (0x8100, 0x8809, 0x888E, 0x88E5)
+    for types in (secured, (0x8100, *secured), secured, lag, lag, secured):
+        guard = EgressGuard("port1", types)
+        await kernel._guards.install(guard, index)
+        assert (await kernel._guards.observe({"port1": index})) == {"port1": guard}
+    if not isinstance(kernel._guards, NftGuard):
+        run("tc", "filter", "del", "dev", "port1", "egress", "pref", "100")
+        assert not await kernel._guards.observe({"port1": index})
+        await kernel._guards.install(guard, index)
+        assert (await kernel._guards.observe({"port1": index})) == {"port1": guard}
+    await kernel._guards.remove(guard, index)
+    assert not await kernel._guards.observe({"port1": index})
+    await kernel.close()
