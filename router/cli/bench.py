@@ -110,15 +110,31 @@ def _gateway(
         return [row for mtu in mtus for row in gateway.tcp(paths, mtu, 1, rounds)], left_out
 
 
+def _datagrams(sizes: Sequence[int], *, realtime: bool) -> list[dict[str, Any]]:
+    """Search the highest rate of UDP datagrams of each size, one round by all paths that there are."""
+    from router.bench import gateway
+
+    paths, _ = gateway.available()
+    with gateway.undisturbed() if realtime else contextlib.nullcontext():
+        return [row for size in sizes for row in gateway.udp(paths, size, rounds=1)]
+
+
 def _gateway_table(rows: Sequence[dict[str, Any]], left_out: Sequence[str], console: Console) -> None:
     from rich.table import Table
 
-    console.print("\ngateways: one TCP stream end to end, Gbit/s; both ends and the load on these cores")
+    console.print("\ngateways: one stream end to end; both ends and the load on these cores")
     table = Table()
-    for name in ("path", "MTU", "Gbit/s", "of veth"):
+    for name in ("path", "MTU", "stream", "Gbit/s", "kpps", "of veth"):
         table.add_column(name, justify="left" if name == "path" else "right")
     for row in rows:
-        table.add_row(row["path"], str(row["mtu"]), f"{row['gbps']:g}", f"{row.get('of_veth', '-')}")
+        table.add_row(
+            row["path"],
+            str(row["mtu"]),
+            f"UDP {row['udp_size']}" if "udp_size" in row else "TCP",
+            f"{row['gbps']:g}",
+            f"{row['mpps'] * 1000:g}" if "mpps" in row else "",
+            f"{row.get('of_veth', '-')}",
+        )
     if rows:
         console.print(table)
     for sentence in left_out:
@@ -232,6 +248,10 @@ def gateway(
         bool,
         typer.Option("--realtime", help="Real-time priority: steadier, and hard on what else runs here."),
     ] = False,
+    udp: Annotated[
+        list[int] | None,
+        typer.Option(min=16, max=8400, help="Octets of UDP payload: the rate that arrives, too."),
+    ] = None,
     json: Json = False,
 ) -> None:
     """One TCP stream through two gateways: plain veth, our fast path, the kernel, wireguard-go. Root."""
@@ -240,6 +260,7 @@ def gateway(
     found = machine.describe()
     with _refusing():
         rows, left_out = _gateway(mtu or (1500, 8500), seconds, realtime=realtime)
+        rows += _datagrams(udp or (), realtime=realtime)
     if json:
         print_json({"machine": found, "rows": rows, "left_out": left_out})
         return

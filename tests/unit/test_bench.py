@@ -1,5 +1,6 @@
 """`lastmile bench`: figures that are never better than measured, sentences where something is missing."""
 
+import asyncio
 import json
 import os
 
@@ -194,3 +195,32 @@ def test_a_missing_peer_is_left_out_and_said_so(monkeypatch, tmp_path):
     assert paths == ["veth", "fastpath"]
     assert len(sentences) == 2
     assert "wireguard-go" in " ".join(sentences)
+
+
+def test_the_highest_rate_without_loss_is_found_by_halves():
+    """Of a path that carries so much and drops the rest; a trial that lost by accident is done again."""
+    asked = []
+
+    async def trial(rate):
+        asked.append(rate)
+        offered = min(rate or 1e9, 800_000)
+        carried = 310_000 if len(asked) != 3 else 1000  # once the machine was away
+        return gateway.Trial(offered, min(offered, carried))
+
+    best, flood = asyncio.run(gateway.highest_rate(trial))
+    assert flood == gateway.Trial(800_000, 310_000)
+    assert 300_000 < best.received_pps <= 310_000
+    assert best.loss <= gateway.LOSS_MAX
+    assert len(asked) < 15
+
+
+@pytest.mark.parametrize("carried", [800_000, 793_000])
+def test_a_sender_that_loses_nothing_at_full_rate_is_not_asked_again(carried):
+    """Then it is the sender that sets the rate."""
+
+    async def trial(rate):
+        assert rate == 0
+        return gateway.Trial(800_000, carried)
+
+    best, flood = asyncio.run(gateway.highest_rate(trial))
+    assert best is flood
