@@ -28,6 +28,8 @@ EACH_TIME = {
     "10k-prefixes",
     "mka-wpa-supplicant",
     "mka-wrong-keys",
+    "mka-three-stations",
+    "mka-three-stations-xpn",
     "sak-rotation",
     "xpn-wrap",
     "keychain",

@@ -12,7 +12,7 @@ import dataclasses
 import json
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
@@ -40,6 +40,8 @@ ROTATION_TIMEOUT_S: Final = 20.0
 NEVER_S: Final = 8.0
 """Longer than an MKA Life Time and a SAK's retirement: what has not come by then does not come."""
 MKA_LIFE_TIME_S: Final = 6.0
+NEAR_EXHAUSTION: Final = 0xC000_0001
+"""A packet number of a suite without XPN from which the key server makes another SAK."""
 EXPLAINED_MAX: Final = 2
 EXPLAIN_LOG_LINES: Final = 300
 
@@ -406,7 +408,14 @@ class _Case:
     """One way to configure the other side."""
 
     def __init__(
-        self, name: str, *, cak: int = 32, ckn: int = 32, settings: dict[str, object], server: str
+        self,
+        name: str,
+        *,
+        cak: int = 32,
+        ckn: int = 32,
+        settings: dict[str, object],
+        server: str,
+        rekeys: tuple[str, ...] = (),
     ) -> None:
         self.name = name
         self.cak = secrets.token_hex(cak)
@@ -414,6 +423,8 @@ class _Case:
         self.settings = settings
         self.server = server
         """`us` or `them`."""
+        self.rekeys = rekeys
+        """What is to cause another SAK, of REKEYS."""
 
 
 def wpa_supplicant(lab: Lab, report: Report) -> None:
@@ -438,13 +449,17 @@ def wpa_supplicant(lab: Lab, report: Report) -> None:
             ckn=3,
             settings={"mka_priority": 1},
             server="them",
+            rekeys=("their packet numbers", "our packet numbers"),
         ),
         _Case(
-            "CAK 256, SCI port 7, ours better", settings={"mka_priority": 200, "macsec_port": 7}, server="us"
+            "CAK 256, SCI port 7, ours better",
+            settings={"mka_priority": 200, "macsec_port": 7},
+            server="us",
+            rekeys=("command", "our packet numbers", "their packet numbers"),
         ),
     ):
         _with_case(channel, case)
-    _rekeys(channel)
+        _rekeys(channel, case)
     _kill_and_restart(channel)
     channel.nothing_in_clear()
 
@@ -477,33 +492,38 @@ def _with_case(channel: Channel, case: _Case) -> None:
     report.check(f"{case.name}: TCP", stream.octets == 4 << 20, f"{stream.mbps:.0f} Mbit/s")
 
 
-def _rekeys(channel: Channel) -> None:
-    """As key server: by command and by packet numbers, ours and theirs."""
+def _rekeys(channel: Channel, case: _Case) -> None:
+    """Have the key server, whoever it is, replace the SAK for each of the case's reasons."""
     lab, report = channel.lab, channel.report
-
-    def command() -> None:
-        ask(lab.router.run_directory, verb="rekey", channel=channel.edge.channel)
-
-    def ours() -> None:
-        channel.set_pn(lab.network.router, channel.device, 0xC000_0001, xpn=False)
-
-    def theirs() -> None:
-        channel.set_pn(channel.edge_node, "macsec0", 0xC000_0001, xpn=False)
-
-    for name, cause in (("by command", command), ("by our packet numbers", ours), ("by theirs", theirs)):
+    causes: dict[str, Callable[[], object]] = {
+        "command": lambda: ask(lab.router.run_directory, verb="rekey", channel=channel.edge.channel),
+        "our packet numbers": lambda: channel.set_pn(
+            lab.network.router, channel.device, NEAR_EXHAUSTION, xpn=False
+        ),
+        "their packet numbers": lambda: channel.set_pn(
+            channel.edge_node, "macsec0", NEAR_EXHAUSTION, xpn=False
+        ),
+    }
+    for why in case.rekeys:
+        name = f"{case.name}: rekey by {why}"
+        report.progress(name)
         until(lambda: router_settled(channel), 20.0, lambda: "the last rotation does not end")
         before = channel.current()
-        with channel.probes(f"rekey {name}"):
-            cause()
+        with channel.probes(name):
+            causes[why]()
             seconds = reached(lambda b=before: channel.current() not in {"", b}, 20.0, 0.05)  # type: ignore[misc]
             reached(lambda: router_settled(channel), 10.0)
-        report.check(f"rekey {name}: another key is in use", seconds is not None, channel.current())
+        report.check(f"{name}: another key is in use", seconds is not None, f"after {seconds or -1:.1f} s")
 
 
 def _kill_and_restart(channel: Channel) -> None:
     """The peer dies without a word and comes back with another member identifier."""
     far, report = channel.far, channel.report
     assert isinstance(far, WpaSupplicant)
+    prober = channel.prober()
+    prober.start()
+    time.sleep(0.5)
+    start = time.monotonic()
     far.kill()
     closed = reached(lambda: channel.state().get("port") == "closed", 15.0)
     report.check(
@@ -516,6 +536,14 @@ def _kill_and_restart(channel: Channel) -> None:
     far.start()
     far.ready()
     channel.wait_secured("peer restarted: secured again")
+    away_ms = (time.monotonic() - start) * 1000
+    time.sleep(0.5)
+    outage = prober.stop()
+    report.check(
+        "peer killed and restarted: nothing is lost before and after",
+        0 < outage.longest_ms <= away_ms + 100 and outage.sent > outage.lost,
+        f"{outage.lost} of {outage.sent} lost, longest {outage.longest_ms} ms, away for {away_ms:.0f} ms",
+    )
 
 
 def wrong_keys(lab: Lab, report: Report) -> None:
