@@ -246,9 +246,11 @@ def _say(channel: Channel, *arguments: str) -> str:
 
 
 def _captured(channel: Channel) -> list[Frame]:
-    """End the capture of the wire and return its frames."""
-    paths: dict[str, Path] = channel.lab.stop_captures()
-    return list(frames(paths[channel.edge.channel]))
+    """End this part of the capture and return its frames; its file makes room for the next part's."""
+    path: Path = channel.lab.stop_captures()[channel.edge.channel]
+    parts = len(list(path.parent.glob(f"{path.stem}-*{path.suffix}")))
+    part = path.rename(path.with_stem(f"{path.stem}-{parts + 1}"))
+    return list(frames(part))
 
 
 def _source(frame: Frame) -> str:
