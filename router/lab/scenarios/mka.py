@@ -590,6 +590,8 @@ def three_stations(lab: Lab, report: Report) -> None:
     network, edge = lab.network, lab.topology.edges[0]
     xpn = "xpn" in edge.suite
     switch = network.nodes["sw"]
+    # Before the ports are joined, or a multicast report of the bare port's IPv6 is the first frame on the wire.
+    network.nodes["pe2"].sysctl(**{f"ipv6__conf__{edge.port}__disable_ipv6": 1})
     # 01-80-C2-00-00-03 is bit 3: bridges keep it from being forwarded unless told otherwise.
     switch.batch(
         [
@@ -605,7 +607,6 @@ def three_stations(lab: Lab, report: Report) -> None:
         ipv4=Pair("169.254.11.5", "169.254.11.1", 30),
         ipv6=Pair("fd00:11::5", "fd00:11::1", 126),
     )
-    network.nodes["pe2"].sysctl(**{f"ipv6__conf__{edge.port}__disable_ipv6": 1})
     if xpn:
         network.nodes["pe2"].batch(
             [
