@@ -42,7 +42,8 @@ class Capture:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Start it. Frames are seen from the return of `ready` on."""
+        """Start it, in place of a former one's file. Frames are seen from the return of `ready` on."""
+        self.path.unlink(missing_ok=True)
         snaplen = [] if self._whole else ["-s", str(SNAPLEN)]
         argv = ["dumpcap", "-q", "-n", "-i", self.device, "-B", "8", *snaplen, "-w", str(self.path)]
         self._process = self.node.start(argv, self.path.with_suffix(".log"))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import http.client
 import json
 import secrets
 import time
@@ -19,10 +20,10 @@ from typing import Any, Final
 
 from router.api.keyd import ask
 from router.errors import ControlError, LabError
-from router.lab.capture import cleartext_frames, protected_frames
+from router.lab.capture import ETHERTYPE_MACSEC, cleartext_frames, frames, protected_frames
 from router.lab.farend.mka import KeydEnd, WpaSupplicant, start_mka
 from router.lab.lab import Lab
-from router.lab.network import secured_port, write_chain_key
+from router.lab.network import secured_port, write_chain_key, write_private
 from router.lab.node import Node
 from router.lab.poll import reached, until
 from router.lab.report import Report
@@ -44,6 +45,12 @@ NEAR_EXHAUSTION: Final = 0xC000_0001
 """A packet number of a suite without XPN from which the key server makes another SAK."""
 EXPLAINED_MAX: Final = 2
 EXPLAIN_LOG_LINES: Final = 300
+
+
+READABLE: Final = b"lastmile"
+"""Payload to look for on the wire."""
+TCI_E_C: Final = 0x0C
+"""Bits of a SecTAG's first octet: encrypted, changed text."""
 
 
 class Channel:
@@ -462,6 +469,61 @@ def wpa_supplicant(lab: Lab, report: Report) -> None:
         _rekeys(channel, case)
     _kill_and_restart(channel)
     channel.nothing_in_clear()
+    _integrity_only(channel)
+
+
+def _integrity_only(channel: Channel) -> None:
+    """Frames that are authentic and readable: refused by default, agreed upon where both ends want it."""
+    lab, report, far = channel.lab, channel.report, channel.far
+    assert isinstance(far, WpaSupplicant)
+    until(lambda: bool(lab.router.status()), START_TIMEOUT_S, lambda: "routerd does not answer")
+    theirs, ours = {"mka_priority": 1, "macsec_integ_only": 1}, {"mka_priority": 200, "macsec_integ_only": 1}
+    far.stop()
+    far.start(**theirs)
+    far.ready()
+    channel.never_secured("integrity only from the key server, our policy offset-0: refused")
+    reason = str(channel.state().get("reason"))
+    report.check("and the refusal is explained", "orders integrity-only" in reason, reason)
+    text = lab.network.config.read_text()
+    policy = "policy: must-secure"
+    write_private(
+        lab.network.config, text.replace(policy, f"{policy}\n      confidentiality: integrity-only")
+    )
+    code, answer = lab.router.request("POST", "/v1/reload", {})
+    report.check("a reload with integrity-only is taken", code == http.client.OK, str(answer)[:200])
+    for who, settings in (("them", theirs), ("us", ours)):
+        name = f"integrity only, key server {who}"
+        far.stop()
+        far.start(**settings)
+        far.ready()
+        if not channel.wait_secured(name):
+            continue
+        state = channel.state()
+        server = next((p["key_server"] for p in state["participants"] if p["principal"]), None)
+        report.check(f"{name}: it is", (server == state["sci"]) == (who == "us"), str(server))
+        shown = (state.get("current") or {}).get("confidentiality")
+        report.check(f"{name}: said so", shown == "integrity-only", str(shown))
+        lab.start_captures()
+        with channel.probes(name):
+            pattern = ("-p", READABLE.hex())
+            lab.network.router.run("ping", "-q", "-c3", "-i0.2", *pattern, channel.edge.ipv4.own, check=False)
+        _readable(channel, name)
+
+
+def _readable(channel: Channel, name: str) -> None:
+    """Check on the wire: MACsec frames with E = C = 0 and a payload that anybody can read, nothing else."""
+    path = channel.lab.stop_captures()[channel.edge.channel]
+    seen = [frame for frame in frames(path) if frame.ethertype == ETHERTYPE_MACSEC]
+    encrypted = [frame for frame in seen if frame.octets[14] & TCI_E_C]
+    readers = {frame.octets[6:12].hex(":") for frame in seen if READABLE in frame.octets}
+    detail = (
+        f"{len(seen)} frames, {len(encrypted)} with E or C, readable ones of {', '.join(sorted(readers))}"
+    )
+    channel.report.check(
+        f"{name}: E = C = 0 and readable, of both stations", len(readers) == 2 and not encrypted, detail
+    )
+    clear = cleartext_frames(path)
+    channel.report.check(f"{name}: nothing without MACsec", not clear, f"{len(clear)} in clear")
 
 
 def _version(channel: Channel) -> str:
