@@ -237,6 +237,8 @@ class KayDriver:
         self._ordered = asyncio.Event()
         self._look_now = asyncio.Event()
         self._secy_lock = asyncio.Lock()
+        self._confidentiality: Confidentiality | None = None
+        """As last ordered by the KaY."""
         self._encoding_wrong = 0
         self._port_wrong = 0
         self._logged_drops: dict[str, float] = {}
@@ -517,6 +519,8 @@ class KayDriver:
             case CreateTransmitSa(_, an, key, next_pn):
                 if self.unprotected:  # closing it was refused: a claim to protect frames would be a lie
                     raise KernelError(f"{self.device} still passes frames in clear and cannot be closed")
+                if self._confidentiality is not None:  # a SecY made anew since then has its default again
+                    await self._encrypt(self._confidentiality)
                 await secy.create_transmit_sa(an, key, next_pn)
             case EnableTransmit(_, an):
                 await secy.enable_transmit_sa(an)
@@ -567,6 +571,15 @@ class KayDriver:
             self.wanted_suite = suite
             raise KernelError(f"{self.device} has suite {state.suite} and is made anew for {suite}")
         self.wanted_suite = None
-        if state.confidentiality is not confidentiality:
-            await self._secy.set_confidentiality(confidentiality)
-            self._log.info("secy.confidentiality", was=state.confidentiality.label, now=confidentiality.label)
+        self.state = state
+        await self._encrypt(confidentiality)
+        self._confidentiality = confidentiality
+
+    async def _encrypt(self, confidentiality: Confidentiality) -> None:
+        """Have the SecY encrypt so much of each frame. Raises KernelError."""
+        if self.state is None or self.state.confidentiality is confidentiality:
+            return
+        was = self.state.confidentiality
+        await self._secy.set_confidentiality(confidentiality)
+        self.state = replace(self.state, confidentiality=confidentiality)
+        self._log.info("secy.confidentiality", was=was.label, now=confidentiality.label)
