@@ -59,8 +59,10 @@ enum {
     RING = 4096,         /* descriptors; a power of two. All regions' frames fit */
     RX_CHUNKS = 4096,    /* of all sockets of a lane; what one fill ring holds */
     RX_CHUNKS_MIN = 512, /* of one socket */
-    KICK_WAITS = 3,      /* ms for a device that takes nothing */
-    RX_HEADROOM = 256,   /* XDP_PACKET_HEADROOM: the kernel leaves it in front of each frame */
+    BUSY_WAITS = 20,     /* for a queue that was just given up */
+    BUSY_WAIT_MS = 10,
+    KICK_WAITS = 3,    /* ms for a device that takes nothing */
+    RX_HEADROOM = 256, /* XDP_PACKET_HEADROOM: the kernel leaves it in front of each frame */
 };
 
 /* One ring shared with the kernel: producer and consumer count up and wrap. */
@@ -201,7 +203,7 @@ static int show(int map_fd, const struct xsk *xsk)
 
 /* ---- the sockets ---------------------------------------------------------------------------- */
 
-static int bind_socket(const struct port *port, struct xsk *xsk)
+static int bind_once(const struct port *port, struct xsk *xsk)
 {
     const bool jumbo = port->frame_max > CHUNK - RX_HEADROOM;
     struct sockaddr_xdp here = {.sxdp_family = AF_XDP,
@@ -225,6 +227,18 @@ static int bind_socket(const struct port *port, struct xsk *xsk)
         }
     }
     return port_errno(errno);
+}
+
+/* A queue whose socket was closed is free a moment later: the kernel takes it apart in the
+ * background. */
+static int bind_socket(const struct port *port, struct xsk *xsk)
+{
+    int error = bind_once(port, xsk);
+    for (unsigned waits = 0; error == port_errno(EBUSY) && waits < BUSY_WAITS; waits++) {
+        (void)poll(NULL, 0, BUSY_WAIT_MS);
+        error = bind_once(port, xsk);
+    }
+    return error;
 }
 
 static int open_rings(struct xsk *xsk)

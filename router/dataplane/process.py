@@ -19,17 +19,18 @@ number never goes back under one key: keyd starts a new SA above the last `next_
 A TAP has carrier while its port has and the SecY can send; so routes over a channel that cannot
 be used are gone from the kernel's table before anybody has read a log. The TAPs outlive the
 process, without carrier but with what routerd put on them; one that is no longer wanted is removed.
+
+Of root's privileges it keeps CAP_NET_ADMIN, CAP_NET_RAW, CAP_BPF and CAP_IPC_LOCK, its threads too; what
+needs more comes first: the paths are measured in a namespace made for it.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import ctypes
 import errno
 import json
 import os
-import resource
 import signal
 import socket
 import sys
@@ -45,14 +46,13 @@ from router.dataplane.engine import Channel, ChannelPolicy, Engine
 from router.dataplane.wanted import WantedChannel, WantedFeature
 from router.errors import DataplaneError, KernelError
 from router.model import Confidentiality, Sci, Secret
+from router.privileges import Capability, harden, keep_only
 from router.secy import SaKey
 
 LOOK_S: Final = 0.25
 """How often carrier is looked at besides notifications: an SA can run out of packet numbers."""
 LINE_MAX: Final = 1 << 20
 _RTMGRP_LINK: Final = 1
-_PR_SET_DUMPABLE: Final = 4
-_PR_SET_NO_NEW_PRIVS: Final = 38
 
 
 @dataclass(slots=True)
@@ -108,7 +108,9 @@ def _refuse(message: str, number: int) -> DataplaneError:
 class Dataplane:
     """The wanted set, the running one, and the SecY calls. No socket, no task: those are `serve`'s."""
 
-    def __init__(self, engine: Engine, state_file: Path | None, log: Any) -> None:
+    def __init__(
+        self, engine: Engine, state_file: Path | None, log: Any, costs: dict[native.Path, int]
+    ) -> None:
         self._engine = engine
         self._state_file = state_file
         self._log = log
@@ -116,8 +118,8 @@ class Dataplane:
         self._running: dict[str, RunningChannel] = {}
         self._errors: dict[str, str] = {}
         """By name of a channel or feature: why it is not as wanted."""
-        self._costs: dict[native.Path, int] | None = None
-        """ns per frame by path, once measured; the cheapest first."""
+        self._costs = costs
+        """ns per frame by path; the cheapest first."""
         self._spent: dict[tuple[str, bytes], int] = {}
         """By channel and key id: the least PN that was never sent under this key."""
 
@@ -245,9 +247,6 @@ class Dataplane:
             channel.close(keep=True)
         except DataplaneError:
             pass  # no AF_XDP on this device
-        if self._costs is None:
-            self._costs = native.measure_paths()
-            self._log.info("paths.measured", ns={path.value: ns for path, ns in self._costs.items()})
         for path in self._costs:
             with suppress(DataplaneError):
                 return self._engine.open_channel(replace(policy, path=path))
@@ -442,7 +441,7 @@ class Dataplane:
         """Everything, with counters."""
         return {
             "workers": self._engine.workers,
-            "path_costs_ns": {path.value: ns for path, ns in (self._costs or {}).items()},
+            "path_costs_ns": {path.value: ns for path, ns in self._costs.items()},
             "channels": {c.name: self._channel_status(c) for c in self._wanted},
         }
 
@@ -646,12 +645,18 @@ async def serve(dataplane: Dataplane, run_dir: Path) -> None:
     path.unlink(missing_ok=True)
 
 
-def _harden() -> None:
-    """Keys are in this memory: no core dump, no tracer, no new privileges."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
-    libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+def path_costs(file: Path) -> dict[native.Path, int]:
+    """What the paths cost on this machine, the cheapest first: from the file, or measured and kept there.
+
+    The file goes with the next boot, so it holds for the kernel that it was measured on; a data plane
+    that is restarted does not spend a second on it. Raises OSError.
+    """
+    try:
+        costs = {native.Path(path): int(ns) for path, ns in json.loads(file.read_text()).items()}
+    except (OSError, ValueError, AttributeError):
+        costs = native.measure_paths()
+        file.write_text(json.dumps({path.value: ns for path, ns in costs.items()}))
+    return costs
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -662,11 +667,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="engine threads")
     parser.add_argument("--pin", action="store_true", help="keep worker i on core i")
     options = parser.parse_args(argv)
-    _harden()
+    harden()
     options.run_dir.mkdir(parents=True, exist_ok=True)
     options.state_dir.mkdir(parents=True, exist_ok=True)
     log = logging.configure("dataplane")
-    dataplane = Dataplane(Engine(options.workers, pin=options.pin), options.state_dir / "dataplane.json", log)
+    costs = path_costs(options.run_dir / "path-costs.json")  # in a namespace of its own: CAP_SYS_ADMIN
+    log.info("paths.measured", ns={path.value: ns for path, ns in costs.items()})
+    keep_only(Capability.NET_ADMIN, Capability.NET_RAW, Capability.BPF, Capability.IPC_LOCK)
+    engine = Engine(options.workers, pin=options.pin)  # its threads have what this one has left
+    dataplane = Dataplane(engine, options.state_dir / "dataplane.json", log, costs)
     dataplane.load()
     asyncio.run(serve(dataplane, options.run_dir))
     dataplane.close()

@@ -9,6 +9,7 @@ import signal
 import stat
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from gateways import PORT_MTU, SALT, key, pair, sak, until, wire
@@ -414,6 +415,21 @@ async def test_secrets_stay_where_they_are():
             assert secret.hex() not in text
             assert secret.decode("latin1") not in text
         assert SALT.hex() not in a.log
+
+
+@pytest.mark.parametrize("path", PATHS)
+async def test_every_thread_has_few_capabilities(path):
+    """The process can do what a data plane must, on any path, and nothing else that root can."""
+    async with pair(path) as (a, _b):
+        assert a.ping("10.9.0.2")
+        threads = list(Path(f"/proc/{a.process.pid}/task").iterdir())
+        assert len(threads) >= 3
+        for thread in threads:
+            lines = (thread / "status").read_text().splitlines()
+            fields = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
+            few = 1 << 12 | 1 << 13 | 1 << 14 | 1 << 39  # NET_ADMIN, NET_RAW, IPC_LOCK, BPF
+            assert int(fields["CapPrm"], 16) == int(fields["CapEff"], 16) == few
+            assert fields["NoNewPrivs"] == "1"
 
 
 async def test_nonsense_is_refused_and_changes_nothing():
