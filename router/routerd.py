@@ -41,9 +41,10 @@ from router.api.types import (
 from router.bgp.rib import SessionChange
 from router.bgp.speaker import Routes as RoutesChanged
 from router.bgp.speaker import SessionReport, Speaker, Synced
-from router.channel import ChannelFacts, FeatureFacts, MacsecFacts, SessionFacts, Verdicts
+from router.channel import ChannelFacts, FeatureFacts, MacsecFacts, SessionFacts, Verdict, Verdicts
 from router.config.effective import Channel, EffectiveConfig, Feature, MacsecMode, Session
 from router.config.findings import ConfigErrors, Finding
+from router.config.impact import remade_anyway
 from router.config.secrets import check_secrets, resolve_password
 from router.dataplane.client import DataplaneClient
 from router.dataplane.control import DataplaneControl, wanted_channels
@@ -64,6 +65,7 @@ from router.secy import SecY, SecyState
 from router.secy_choice import SecyChoice, settle
 from router.standby import KEYD_LOCK, roles
 from router.status import Facts, feature_status, macsec_status, process_status, receiving, route_status
+from router.suite_roll import Standing, SuiteRoll
 from router.supervise import DATAPLANE, ChildSpec, ask
 
 FACTS_INTERVAL_S: Final = 2.0
@@ -79,6 +81,9 @@ DRAIN_S: Final = 2.0
 """A session that a reload removes is first withdrawn and taken out of the groups this long."""
 CHILDREN_RETRY_S: Final = 1.0
 KEYD_TIMEOUT_S: Final = 1.0
+SUITES_LOOK_S: Final = 1.0
+SUITE_CHANGE_S: Final = 10.0
+"""A device is made anew within so long, or the reconciler says why not; the next channel waits in any case."""
 DATAPLANE_CHECK_S: Final = 1.0
 """The data plane is told at least this often what is wanted; the same again does nothing."""
 
@@ -113,6 +118,7 @@ class Daemon:
         self._stop = asyncio.Event()
         self._suites: dict[str, CipherSuite] = {}
         """Agreed upon with the peers, by channel, where a configuration takes several."""
+        self._roll = SuiteRoll()
         self._choices: Mapping[ChannelId, SecyChoice] = {}
         """Who does MACsec, by channel, and why."""
         self._dataplane = DataplaneClient(run_dir)
@@ -130,6 +136,7 @@ class Daemon:
         self._log.info("routerd.adopted", routes=len(observed.routes), groups=len(observed.groups))
         self._choose_secys()
         await self._keep_suites()
+        await self._hold_suites(None)
         self._desire()
         self._prober.set_paths(_probe_paths(self._config))
         api = await serve(self, self._run_dir / "control.sock")
@@ -146,6 +153,7 @@ class Daemon:
                     self._retry(),
                     self._judge(),
                     self._drive_dataplane(),
+                    self._change_suites(),
                 ]
                 running = [tasks.create_task(coroutine) for coroutine in work]
                 reloads: set[asyncio.Task[CheckResult]] = set()
@@ -372,18 +380,14 @@ class Daemon:
         kept = {session.name: session for session in config.sessions}
         leaving = [s for s in self._config.sessions if kept.get(s.name) != s]
         if leaving:
-            await self._drain([(s.name, Nexthop(s.device, pack_address(s.addresses.peer))) for s in leaving])
+            await self._drain(leaving)
         try:
             await self._speaker.reconfigure(config)
         finally:
-            for session in leaving:
-                self._fib.set_nexthop(
-                    Nexthop(session.device, pack_address(session.addresses.peer)), alive=True
-                )
-                with suppress(ConfigError):
-                    self._speaker.set_silent(session.name, silent=False)
-        self._config = config
+            self._restore(leaving)
+        before, self._config = self._config, config
         self._choose_secys()
+        await self._hold_suites(before)
         await self._want_children()
         self._desire()
         self._prober.set_paths(_probe_paths(config))
@@ -392,14 +396,21 @@ class Daemon:
         await self._flush()
         self._judge_now.set()
 
-    async def _drain(self, sessions: Sequence[tuple[str, Nexthop]]) -> None:
+    async def _drain(self, sessions: Sequence[Session]) -> None:
         """Move traffic away from sessions that end: both directions, before the session goes."""
-        for name, nexthop in sessions:
-            self._fib.set_nexthop(nexthop, alive=False)
+        for session in sessions:
+            self._fib.set_nexthop(Nexthop(session.device, pack_address(session.addresses.peer)), alive=False)
             with suppress(ConfigError):
-                self._speaker.set_silent(name, silent=True)
+                self._speaker.set_silent(session.name, silent=True)
         await self._flush()
         await asyncio.sleep(DRAIN_S)
+
+    def _restore(self, sessions: Sequence[Session]) -> None:
+        """Let traffic come back to sessions that were drained, where there is a way."""
+        for session in sessions:
+            self._fib.set_nexthop(Nexthop(session.device, pack_address(session.addresses.peer)), alive=True)
+            with suppress(ConfigError):
+                self._speaker.set_silent(session.name, silent=False)
 
     async def shut_down(self, *, release: bool) -> None:
         """Withdraw from the peers; with `release` also end BGP and remove what we made."""
@@ -487,20 +498,100 @@ class Daemon:
         changed = {name: suite for name, suite in suites.items() if self._suites.get(name) is not suite}
         if changed:
             self._suites |= changed
+            for name in changed:
+                self._roll.let_go(ChannelId(name))  # the peer has changed already
             self._log.warning("secy.rebuilt_for_suite", suites={n: str(s) for n, s in changed.items()})
             self._desire()
 
     def _with_suites(self, config: EffectiveConfig) -> EffectiveConfig:
-        """Return the configuration with the suites that were agreed upon, where they are acceptable."""
+        """Return the configuration with the suites that the channels are to have now.
+
+        One that was agreed upon, where it is acceptable; the one it has, while it waits for its turn.
+        """
         channels = []
         for channel in config.channels:
-            suite = self._suites.get(channel.id)
-            if suite in channel.macsec.suites and channel.macsec.static is None:
-                assert suite is not None
-                channels.append(replace(channel, macsec=replace(channel.macsec, suite=suite)))
-            else:
-                channels.append(channel)
+            suite = self._roll.held.get(channel.id, self._wanted_suite(channel))
+            channels.append(replace(channel, macsec=replace(channel.macsec, suite=suite)))
         return replace(config, channels=tuple(channels))
+
+    def _wanted_suite(self, channel: Channel) -> CipherSuite:
+        agreed = self._suites.get(channel.id)
+        if agreed in channel.macsec.suites and channel.macsec.static is None:
+            assert agreed is not None
+            return agreed
+        return channel.macsec.suite
+
+    # From one suite to another
+
+    async def _hold_suites(self, before: EffectiveConfig | None) -> None:
+        """Have channels that are there with another suite than the wanted one wait for their turn.
+
+        `before` is what ran until now; None at start, where what is found may be a change half done.
+        A channel whose device is made anew for another reason too waits for nothing.
+        """
+        self._roll.forget()
+        known = {channel.id: channel for channel in before.channels} if before is not None else {}
+        for channel in self._config.channels:
+            was = known.get(channel.id)
+            if was is not None and was.macsec.suites != channel.macsec.suites:
+                self._suites.pop(channel.id, None)  # what was agreed upon was agreed upon under other terms
+            if channel.macsec.static is not None or not channel.enabled:
+                continue
+            if before is not None and (was is None or remade_anyway(was, channel)):
+                continue
+            with suppress(KernelError):
+                state = await self._secy_of(channel).observe()
+                if state.suite is not self._wanted_suite(channel) and state.operational:
+                    self._roll.hold(channel.id, state.suite)
+        if self._roll.held:
+            self._log.info("suites.held", channels={c: str(s) for c, s in self._roll.held.items()})
+
+    async def _change_suites(self) -> None:
+        """Make the SecYs of channels that wait for another suite anew, each when its turn has come."""
+        while True:
+            await asyncio.sleep(SUITES_LOOK_S)
+            if not self._roll.held:
+                continue
+            standings = {}
+            for channel in self._config.channels:
+                judged = self._verdicts.get(channel.id)
+                state = self._facts.secys.get(channel.macsec_device)
+                if judged is None or state is None:
+                    continue
+                carries = judged.verdict in {Verdict.UP, Verdict.DEGRADED}
+                standings[channel.id] = Standing(carries, judged.since)
+                if carries and state.suite is self._wanted_suite(channel):
+                    self._roll.arrived(channel.id)
+            turn = self._roll.next(standings, time.time())
+            if turn is not None:
+                async with self._reload_lock:
+                    await self._change_suite(turn, drain=standings[turn].carries)
+
+    async def _change_suite(self, name: ChannelId, *, drain: bool) -> None:
+        """Move the traffic of a channel to the others, then have its SecY made anew."""
+        if name not in self._roll.held:
+            return  # a reload came first
+        sessions = [session for session in self._config.sessions if session.channel == name]
+        channel = self._config.channel(name)
+        suite = self._wanted_suite(channel)
+        self._log.warning("suite.changes", channel=name, was=str(self._roll.held[name]), now=str(suite))
+        try:
+            if drain:
+                await self._drain(sessions)
+            self._roll.let_go(name)
+            self._desire()
+            deadline = time.monotonic() + SUITE_CHANGE_S
+            while time.monotonic() < deadline:
+                with suppress(KernelError):
+                    if (await self._secy_of(channel).observe()).suite is suite:
+                        break
+                await asyncio.sleep(FACTS_PAUSE_S)
+        finally:
+            self._verdicts.forget([name])
+            self._facts = Facts()
+            self._restore(sessions)
+            await self._flush()
+            self._judge_now.set()
 
     async def _secy(self, channel: Channel, links: Mapping[str, Any]) -> SecyState | None:
         if channel.secy != "fastpath" and channel.macsec_device not in links:
@@ -613,7 +704,7 @@ class Daemon:
                 config=str(accepted_path(self._run_dir)),
                 config_since=self._config_since,
                 since=self._started,
-                notice=self._notice,
+                notice=self._notice or self._roll.notice,
             ),
             channels=[self._channel_status(c, facts, reports, proofs) for c in self._config.channels],
             errors=[*errors, *self._fib_errors.values()],

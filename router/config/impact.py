@@ -13,6 +13,7 @@ from typing import Any, Final, Literal, TypeVar
 
 from router.config.effective import (
     AddressPair,
+    Channel,
     Connection,
     EffectiveConfig,
     Lag,
@@ -99,6 +100,12 @@ CHANNEL_RESETS: Final = {
 }
 """Of Channel: what makes the MACsec device another one, and with it the VLANs and sessions on it."""
 
+SUITE_CHANGE: Final = (
+    "a SecY cannot change its suite while it runs, so it is made anew: one channel at a time, after its"
+    " traffic has gone over to the others; it is back when the far end has done the same"
+)
+"""What is added to `cipher suite A -> B` of a channel with key agreement."""
+
 CHANNEL_INTERRUPTS: Final = {
     "macsec.static": "static keys",
     "macsec.mode": "MACsec policy",
@@ -154,6 +161,21 @@ def impact(old: EffectiveConfig | None, new: EffectiveConfig) -> tuple[Impact, .
     )
 
 
+def remade_anyway(was: Channel, will: Channel) -> bool:
+    """Tell whether a channel's MACsec device is made anew for another reason than its suite."""
+    others = [field for field in CHANNEL_RESETS if field != "macsec.suite"]
+    return any(attrgetter(field)(was) != attrgetter(field)(will) for field in others)
+
+
+def _changes_suite(was: Channel, will: Channel) -> bool:
+    """Tell whether a channel goes over to another suite in its turn."""
+    return (
+        was.macsec.suite is not will.macsec.suite
+        and will.macsec.static is None
+        and not remade_anyway(was, will)
+    )
+
+
 def _nothing(new: EffectiveConfig) -> EffectiveConfig:
     return EffectiveConfig(
         router=replace(new.router, lan=()), interconnects=(), channels=(), vrfs=(), connections=()
@@ -165,9 +187,15 @@ def _channels(old: EffectiveConfig, new: EffectiveConfig) -> Iterator[Impact]:
     after = {channel.id: channel for channel in new.channels}
     yield from _come_and_go("channel", before, after)
     for name, was, will in _in_both(before, after):
-        yield from _changes(f"channel {name}", "interrupt", CHANNEL_RESETS, was, will)
+        for change in _changes(f"channel {name}", "interrupt", CHANNEL_RESETS, was, will):
+            if _changes_suite(was, will):
+                change = replace(change, reason=f"{change.reason} ({SUITE_CHANGE})")  # noqa: PLW2901
+            yield change
         yield from _changes(f"channel {name}", "interrupt", CHANNEL_INTERRUPTS, was, will)
-        yield from _changes(f"channel {name}", "live", CHANNEL_LIVE, was, will)
+        live = dict(CHANNEL_LIVE)
+        if len(was.macsec.suites) == len(will.macsec.suites) == 1:
+            del live["macsec.suites"]  # it is the suite, and said above
+        yield from _changes(f"channel {name}", "live", live, was, will)
 
 
 def _sessions(old: EffectiveConfig, new: EffectiveConfig) -> Iterator[Impact]:

@@ -316,9 +316,11 @@ class KayDriver:
         kay, now = self._kay, self._loop.time()
         if self.wanted_suite in {None, state.suite}:
             self.wanted_suite = None
-        if kay is None or kay.config.sci != state.sci:
+        suites = self._suites_on(state.suite)
+        if kay is None or kay.config.sci != state.sci or set(kay.config.suites) != set(suites):
             self._start(state, now)
             return
+        kay.config = replace(kay.config, suites=suites)
         index = socket.if_nametoindex(self.device)
         if index != self._indexes[1] or was_away:
             # Made anew, or a data plane that was restarted: one look more makes sure of what the KaY suspects after the first.
@@ -362,7 +364,7 @@ class KayDriver:
         """Begin key agreement, with what a former process left in the SecY."""
         self._operations.clear()
         self._indexes = (self._indexes[0], socket.if_nametoindex(self.device))
-        config = replace(self._config, sci=state.sci)
+        config = replace(self._config, sci=state.sci, suites=self._suites_on(state.suite))
         kay = self._kay = Kay(config, now=now, entropy=self._entropy, used_keys=self._used_keys)
         self._log.info("kay.started", sci=str(state.sci), suite=str(state.suite))
         if state.transmit or state.unprotected or any(sc.sas for sc in state.receive):
@@ -373,6 +375,17 @@ class KayDriver:
             kay.carrier(now, up=False)
         kay.set_keys(self._keys, now)
         self._pump()
+
+    def _suites_on(self, suite: CipherSuite) -> tuple[CipherSuite, ...]:
+        """Return the acceptable suites, best first, while the SecY has `suite`.
+
+        A SecY cannot change its suite while it runs, so what it has is preferred. One that is not
+        configured any more is kept all the same until whoever made the SecY makes it anew: that is done
+        one channel at a time, and all of them would stop at once if we were first.
+        """
+        if suite not in self._config.suites:
+            return (suite,)
+        return (suite, *(other for other in self._config.suites if other is not suite))
 
     # The port
 

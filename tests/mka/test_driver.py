@@ -292,6 +292,27 @@ def test_another_suite_is_asked_for(wire):
     run(scenario())
 
 
+def test_a_suite_that_is_no_longer_configured_is_kept_until_the_device_is_made_anew(wire):
+    """A new configuration must not stop all channels at once: who makes the devices anew chooses when."""
+
+    async def scenario():
+        async with wire() as world:
+            for secy in world.secys:
+                secy.suite = CipherSuite.GCM_AES_256
+            for end in (0, 1):
+                world.start(end)  # wants XPN
+            await until(world.secured)
+            assert all(driver.wanted_suite is None for driver in world.drivers)
+            for end, secy in enumerate(world.secys):
+                secy.suite = XPN
+                secy.lose_all()
+                world.drivers[end].look()
+            await until(world.secured)
+            assert all(d.snapshot().current.suite is XPN for d in world.drivers)
+
+    run(scenario())
+
+
 def test_a_changed_encoding_sa_is_put_right(wire):
     """Somebody else's hand on the device."""
 

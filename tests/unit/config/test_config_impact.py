@@ -12,6 +12,7 @@ from router.config.load import load, load_text
 
 CONFIG = Path(__file__).parents[3] / "config"
 FOUR = (CONFIG / "static-keys.yaml").read_text()
+MKA = (CONFIG / "four-channels.yaml").read_text()
 GENERIC = (CONFIG / "generic-vrf.yaml").read_text()
 
 
@@ -90,6 +91,21 @@ def test_another_port_or_suite_interrupts_the_channel_and_resets_its_sessions():
     lines = change("      policy: must-secure", "      policy: must-secure\n      sci_port: 2")
     assert sum(line.startswith("interrupt channel") for line in lines) == 4
     assert sum(line.startswith("reset session") for line in lines) == 8
+
+
+def test_another_suite_is_announced_one_channel_at_a_time():
+    """Each channel says what stops, why, and that the others carry its traffic; with static keys it is not so."""
+    keyed, text = load_text(MKA, "r.yaml"), MKA.replace("suite: gcm-aes-xpn-256", "suite: gcm-aes-256")
+    items = impact(keyed.effective, load_text(text, "r.yaml").effective)
+    said = {item.object: item for item in items if item.object.startswith("channel")}
+    assert list(said) == [f"channel {name}" for name in ("a1", "a2", "b1", "b2")]
+    for item in said.values():
+        assert item.effect == "interrupt"
+        assert "cipher suite gcm-aes-xpn-256 -> gcm-aes-256" in item.reason
+        assert "one channel at a time" in item.reason
+    moved = text.replace("      policy: must-secure", "      policy: must-secure\n      sci_port: 2")
+    items = impact(keyed.effective, load_text(moved, "r.yaml").effective)
+    assert not any("one channel at a time" in item.reason for item in items)
 
 
 def test_new_static_keys_interrupt_and_do_not_tell_the_keys():
@@ -204,3 +220,21 @@ def test_no_field_of_macsec_is_forgotten():
         if f.startswith("macsec.")
     ]
     assert sorted(covered) == sorted(field.name for field in fields(Macsec))
+
+
+MKA = (CONFIG / "four-channels.yaml").read_text()
+
+
+def test_a_change_of_policy_says_what_it_means():
+    """Both ways: what stops passing, and what begins to."""
+    closed = said(MKA.replace("policy: must-secure", "policy: should-secure", 1), MKA)
+    assert len(closed) == 4
+    assert all("should-secure -> must-secure (nothing passes in clear from now on" in line for line in closed)
+    opened = said(MKA, MKA.replace("policy: must-secure", "policy: should-secure", 1))
+    assert all("FRAMES PASS IN CLEAR while the far end proves no key" in line for line in opened)
+
+
+def test_a_change_of_confidentiality_is_announced():
+    """By the names of the configuration."""
+    changed = MKA.replace("policy: must-secure", "confidentiality: integrity-only", 1)
+    assert "interrupt channel a1: confidentiality offset-0 -> integrity-only" in said(MKA, changed)
