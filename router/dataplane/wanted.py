@@ -36,12 +36,12 @@ class WantedChannel:
     sci_port: int
     port_mtu: int
     features: tuple[WantedFeature, ...]
-    may_open: bool = False
-    """Frames may pass in clear when the key daemon says so (should-secure)."""
     path: str = "auto"
     """`auto`, `packet`, `xdp-tx` or `xdp`."""
     cores: int = 1
     """Cores that send at once, at most; 1 keeps the order of packet numbers (csrc/engine.h)."""
+    may_open: bool = False
+    """Frames may pass in clear when the key daemon says so (should-secure)."""
 
     def to_json(self) -> dict[str, Any]:
         """The form it has on the socket and in the state file."""

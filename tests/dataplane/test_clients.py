@@ -16,7 +16,7 @@ from router.dataplane.control import DataplaneControl, wanted_channels
 from router.dataplane.secy import FastpathSecY
 from router.dataplane.wanted import WantedChannel
 from router.errors import DataplaneError, KernelError
-from router.model import Sci, Secret
+from router.model import Confidentiality, Sci, Secret
 from router.secy import SaKey
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -95,6 +95,8 @@ async def test_calls_as_they_go_over_the_socket(fake, tmp_path):
     await secy.create_transmit_sa(2, KEY, 3)
     await secy.enable_transmit_sa(2)
     await secy.delete_transmit_sa(2)
+    await secy.set_controlled_port(unprotected=True)
+    await secy.set_confidentiality(Confidentiality.OFFSET_30)
     key = {"sak": "4b" * 32, "key_id": "69" * 16, "ssci": 7, "salt": "73" * 12}
     sci = {"sci": "02:00:00:00:00:09/1"}
     assert [{k: v for k, v in asked.items() if k != "secy"} for asked in fake.asked] == [
@@ -107,6 +109,8 @@ async def test_calls_as_they_go_over_the_socket(fake, tmp_path):
         {"do": "create_transmit_sa", "an": 2, "key": key, "next_pn": 3},
         {"do": "enable_transmit_sa", "an": 2},
         {"do": "delete_transmit_sa", "an": 2},
+        {"do": "set_controlled_port", "unprotected": True},
+        {"do": "set_confidentiality", "confidentiality": "offset-30"},
     ]
     assert {asked["secy"] for asked in fake.asked} == {"macsec0"}
     await client.close()

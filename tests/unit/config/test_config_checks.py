@@ -8,6 +8,7 @@ from router.config import checks
 from router.config.findings import ConfigErrors, Severity
 from router.config.load import load_text
 from router.config.profiles import PROFILES
+from router.model import Confidentiality
 
 CONFIG = Path(__file__).parents[3] / "config"
 FOUR = (CONFIG / "static-keys.yaml").read_text()
@@ -288,3 +289,53 @@ def test_another_as_than_the_profiles_is_a_warning():
     assert warning == (
         "connections.prod.bgp.peer_asn: 64512 is not the 12076 of azure-er - leave it out, unless this is a lab"
     )
+
+
+MKA = (CONFIG / "four-channels.yaml").read_text()
+
+
+def macsec(setting, text=MKA):
+    """The shipped file with another MACsec setting for all its channels."""
+    changed = text.replace("      policy: must-secure\n", f"      {setting}\n", 1)
+    assert changed != text
+    return changed
+
+
+def test_fail_open_is_warned_about_for_each_channel_that_has_it():
+    """Loudly, and never where it was not chosen."""
+    said = [line for line in warnings(macsec("policy: should-secure")) if "SHOULD-SECURE" in line]
+    assert len(said) == 4
+    assert all("PASS IN CLEAR" in line and "policy" in line for line in said)
+    assert not [line for line in warnings(MKA) if "SECURE" in line]
+
+
+def test_fail_open_is_refused_with_static_keys():
+    """With them no peer ever proves a key, so there is nothing to decide by."""
+    (line, *_) = errors(FOUR.replace("policy: must-secure", "policy: should-secure", 1))
+    assert "with static keys none ever does" in line
+
+
+def test_integrity_only_is_warned_about():
+    """Whoever is on the wire can read."""
+    said = [line for line in warnings(macsec("confidentiality: integrity-only")) if "READ THEM" in line]
+    assert len(said) == 4
+
+
+@pytest.mark.parametrize("offset", ["offset-30", "offset-50"])
+def test_offsets_need_a_suite_and_a_secy_that_have_them(offset):
+    """Not with XPN, not with the kernel's MACsec, not where `auto` may choose it; else they are fine."""
+    both = errors(macsec(f"confidentiality: {offset}"))
+    assert any("is not defined for gcm-aes-xpn-256" in line for line in both)
+    assert any("Linux' MACsec has no offsets" in line for line in both)
+    text = macsec(f"confidentiality: {offset}").replace("suite: gcm-aes-xpn-256", "suite: gcm-aes-256")
+    assert all("Linux' MACsec has no offsets" in line for line in errors(text))
+    assert errors(text)
+    assert not errors(text.replace("profile: aws-dx", "profile: aws-dx\n    secy: fastpath"))
+
+
+def test_the_whole_frame_is_encrypted_unless_said_otherwise():
+    """The default, by name."""
+    loaded = load_text(MKA, "x.yaml").effective
+    assert {c.macsec.confidentiality for c in loaded.channels} == {Confidentiality.OFFSET_0}
+    said = load_text(macsec("confidentiality: integrity-only"), "x.yaml").effective
+    assert {c.macsec.confidentiality for c in said.channels} == {Confidentiality.INTEGRITY_ONLY}
