@@ -101,6 +101,17 @@ def _ifindex(device: str) -> int:
         return 0
 
 
+def _why_no_tap(device: str, error: DataplaneError) -> str:
+    """What went wrong with a TAP, and what to do about it."""
+    if error.errno in {errno.ENOENT, errno.ENODEV, errno.ENXIO}:
+        return f"no TAP without /dev/net/tun: {error} - modprobe tun"
+    if error.errno in {errno.EACCES, errno.EPERM}:
+        return f"no TAP: {error} - the data plane needs CAP_NET_ADMIN and /dev/net/tun"
+    if error.errno in {errno.EBUSY, errno.EINVAL}:
+        return f"no TAP: {error} - rename or delete the device that has the name {device}"
+    return f"no TAP: {error}"
+
+
 def _refuse(message: str, number: int) -> DataplaneError:
     return DataplaneError(message, number)
 
@@ -287,7 +298,12 @@ class Dataplane:
     def _reconcile_feature(self, running: RunningChannel, device: str, want: WantedFeature) -> None:
         have = running.features.get(device)
         if have is None:
-            number = running.channel.add_feature(device, vlan=want.vlan, mtu=want.mtu, rate_bps=want.rate_bps)
+            try:
+                number = running.channel.add_feature(
+                    device, vlan=want.vlan, mtu=want.mtu, rate_bps=want.rate_bps
+                )
+            except DataplaneError as error:
+                raise _refuse(_why_no_tap(device, error), error.errno) from error
             running.features[device] = RunningFeature(want, number, _ifindex(device))
             running.carrier = False  # the new one has none yet
             self._log.info("feature.added", feature=device, vlan=want.vlan, mtu=want.mtu)

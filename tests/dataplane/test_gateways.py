@@ -387,6 +387,18 @@ async def test_what_is_deleted_by_hand_comes_back():
         assert (await a.secy.observe()).transmit == ()
 
 
+async def test_a_name_that_is_taken_is_said_with_its_cure():
+    """A TAP cannot be made where another device has its name: that is said; without it, it is made."""
+    async with wire() as (a, _b):
+        await a.start()
+        a.run("ip", "link", "add", "f.200", "type", "veth", "peer", "name", "other")
+        errors = await a.control.want([a.wanted()])
+        assert set(errors) == {"f.200"}
+        assert "rename or delete the device that has the name f.200" in errors["f.200"]
+        assert a.run("ip", "link", "del", "f.200").returncode == 0
+        await a.want()
+
+
 async def test_shaping_holds_the_rate_and_changes_live():
     """A feature sends no faster than its rate, whatever is offered; the rate can be changed live."""
     async with pair() as (a, b):
