@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -78,15 +77,6 @@ class RouterUnderTest:
         """Status by channel; empty where it does not answer."""
         status = self.status() or {}
         return {channel["name"]: channel for channel in status.get("channels", [])}
-
-    def signal_reload(self) -> None:
-        """Have it read its configuration file again (SIGHUP)."""
-        for process in self.daemons():
-            process_id, command = process
-            if " run " in f" {command} ":
-                subprocess.run(["kill", f"-{signal.SIGHUP.value}", str(process_id)], check=True)
-                return
-        raise LabError("the router is not running")
 
     def daemons(self) -> list[tuple[int, str]]:
         """Process id and command line of everything of the router that runs."""

@@ -243,6 +243,22 @@ def all_scenarios() -> tuple[Scenario, ...]:
             start_edges=("none",),
         ),
         Scenario(
+            "keys-rotate",
+            "an operator adds a CAK at both ends, goes over to it and removes the old one: nothing is lost",
+            topology="four-channels",
+            function="keyd:rotate_keys",
+            timeout_s=240.0,
+            start_edges=("none",),
+            edits=(("mka: {priority: 16", "mka: {priority: 1"),),  # the key server decides when to go over
+        ),
+        Scenario(
+            "suite-change",
+            "another cipher suite: announced, one channel at a time, and the site loses nothing",
+            topology="four-channels",
+            function="keyd:change_suite",
+            timeout_s=400.0,
+        ),
+        Scenario(
             "fastpath-interop",
             "the data plane and the Linux MACsec driver: all suites, SCI or not, across 2^32, replays",
             topology="static-keys",

@@ -1,4 +1,4 @@
-"""The router's own data plane: killed under load, and on a wire that corrupts, repeats and reorders."""
+"""The router's own data plane: killed under load, unable to start, on a wire that spoils frames."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import struct
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,8 +23,8 @@ from router.errors import ControlError, LabError
 from router.lab.capture import ETHERTYPE_MACSEC, frames
 from router.lab.lab import Lab
 from router.lab.network import WIRES, crossings, write_private
-from router.lab.node import Node
-from router.lab.poll import until
+from router.lab.node import Node, run
+from router.lab.poll import reached, until
 from router.lab.report import Report
 from router.lab.scenarios.channels import check_cleartext, check_ecmp, start_and_wait, wait_for_channels
 from router.lab.topology import Edge
@@ -32,7 +32,9 @@ from router.lab.traffic import Prober, path_mtu_ping
 
 BACK_TIMEOUT_S: Final = 60.0
 KILLS: Final = 3
-STEADY_S: Final = 2.0
+"""The first while nothing else happens; the others while the channels get new keys."""
+STEADY_S: Final = 1.0
+TUN_DIRECTORY: Final = "/dev/net"
 BLOCK: Final = 1400
 ECHO_PORT: Final = 7100
 ECHO_SIZES: Final = (1, 8400)
@@ -124,7 +126,10 @@ def _load(source: Node, address: str) -> Iterator[None]:
 
 
 def crash(lab: Lab, report: Report) -> None:
-    """The engine dies under load: no frame in clear, no packet number twice, and it comes back by itself."""
+    """The engine dies under load: no frame in clear, no packet number twice, and it comes back by itself.
+
+    In the end it cannot come back for a while, because TAPs cannot be made: that is said, and mended.
+    """
     start_and_wait(lab, report)
     check_ecmp(lab, report)
     names = [edge.channel for edge in lab.topology.edges]
@@ -137,29 +142,14 @@ def crash(lab: Lab, report: Report) -> None:
         with _load(lab.network.branch, lab.topology.cloud.address4):
             for kill in range(1, KILLS + 1):
                 time.sleep(STEADY_S)  # the length of a measurement: the load flows before each kill
-                process = int(_process(lab)["pid"])
-                os.kill(process, signal.SIGKILL)
+                if kill > 1 and not static:
+                    _rekey(lab, names, begun=kill == 2)
+                _kill(lab)
                 died = time.monotonic()
                 report.progress(f"data plane killed, {kill} of {KILLS}")
-                until(
-                    lambda p=process: int(_process(lab)["pid"]) != p,  # type: ignore[misc]
-                    BACK_TIMEOUT_S,
-                    lambda: "the data plane did not come back",
-                )
-                until(
-                    lambda: not _stale(lab, names, seen, static=static),
-                    BACK_TIMEOUT_S,
-                    lambda: "the channels have no keys",
-                )
-                wait_for_channels(lab, report, names, BACK_TIMEOUT_S)
-                until(
-                    lambda: all(_passes(lab, edge) for edge in lab.topology.edges),
-                    BACK_TIMEOUT_S,
-                    lambda: "not every channel carries traffic again",
-                )
+                _wait_until_back(lab, report, seen, static=static)
                 slowest = max(slowest, time.monotonic() - died)
-                for name, key in _keys(lab).items():
-                    seen[name].append(key)
+            _cannot_start(lab, report, seen, static=static)
     finally:
         outage = prober.stop()
     report.figure("kills", KILLS)
@@ -172,13 +162,86 @@ def crash(lab: Lab, report: Report) -> None:
         if static:
             report.check(f"{name}: the same static key", len(set(keys)) == 1, f"{keys[0][:8]}")
         else:
-            good = len(set(keys)) == KILLS + 1
+            good = len(set(keys)) == KILLS + 2
             report.check(f"{name}: another key after every kill", good, ", ".join(key[-10:] for key in keys))
     check_ecmp(lab, report)
     paths = {edge.channel: edge for edge in lab.topology.edges}
     check_cleartext(lab, report)
     for channel, path in lab.stop_captures().items():
-        _check_numbers(report, paths[channel], path)
+        _check_numbers(report, paths[channel], path, 1 if static else KILLS + 2)
+
+
+def _kill(lab: Lab) -> None:
+    """Kill the data plane and wait for another one. Raises LabError."""
+    process = int(_process(lab)["pid"])
+    os.kill(process, signal.SIGKILL)
+    until(
+        lambda: int(_process(lab)["pid"]) != process,
+        BACK_TIMEOUT_S,
+        lambda: "the data plane did not come back",
+    )
+
+
+def _rekey(lab: Lab, names: list[str], *, begun: bool) -> None:
+    """Ask for new keys on all channels; where `begun` is set, wait until one is being rolled out."""
+    for name in names:
+        ask_keyd(lab.router.run_directory, verb="rekey", channel=name)
+    if begun:
+        until(
+            lambda: any(channel.get("next") for channel in _key_states(lab).values()),
+            BACK_TIMEOUT_S,
+            lambda: "no key is being rolled out",
+            0.002,
+        )
+
+
+def _key_states(lab: Lab) -> dict[str, dict[str, Any]]:
+    states: dict[str, dict[str, Any]] = ask_keyd(lab.router.run_directory, verb="status")["channels"]
+    return states
+
+
+def _wait_until_back(lab: Lab, report: Report, seen: dict[str, list[str]], *, static: bool) -> None:
+    """Wait until every channel has a key that is not in `seen` and carries traffic; add the keys to it."""
+    until(
+        lambda: not _stale(lab, list(seen), seen, static=static),
+        BACK_TIMEOUT_S,
+        lambda: "the channels have no keys",
+    )
+    wait_for_channels(lab, report, seen, BACK_TIMEOUT_S)
+    until(
+        lambda: all(_passes(lab, edge) for edge in lab.topology.edges),
+        BACK_TIMEOUT_S,
+        lambda: "not every channel carries traffic again",
+    )
+    for name, key in _keys(lab).items():
+        seen[name].append(key)
+
+
+def _cannot_start(lab: Lab, report: Report, seen: dict[str, list[str]], *, static: bool) -> None:
+    """The data plane comes back without /dev/net/tun: the channels are down and say why; then it is there."""
+    report.progress(f"data plane killed, and {TUN_DIRECTORY} is empty")
+    supervisor = lab.router.process
+    assert supervisor is not None
+    # `ip netns exec` has given it a mount namespace of its own.
+    inside = ["nsenter", "-t", str(supervisor.pid), "-m"]
+    run([*inside, "mount", "-t", "tmpfs", "none", TUN_DIRECTORY])
+    try:
+        _kill(lab)
+        reasons: dict[str, str] = {}
+
+        def named() -> bool:
+            nonlocal reasons
+            reasons = {n: c["reason"] for n, c in lab.router.channels().items() if c["verdict"] == "down"}
+            return set(reasons) == set(seen) and all("/dev/net/tun" in reason for reason in reasons.values())
+
+        seconds = reached(named, BACK_TIMEOUT_S)
+        report.check(
+            "without /dev/net/tun every channel is down, and says so", seconds is not None, str(reasons)
+        )
+    finally:
+        run([*inside, "umount", TUN_DIRECTORY])
+    _wait_until_back(lab, report, seen, static=static)
+    report.check("with it again they come back by themselves", True, ", ".join(seen))
 
 
 def _passes(lab: Lab, edge: Edge) -> bool:
@@ -194,16 +257,35 @@ def _stale(lab: Lab, names: list[str], seen: dict[str, list[str]], *, static: bo
     )
 
 
-def _check_numbers(report: Report, edge: Edge, path: Path) -> None:
-    """No (AN, PN) of the router is twice on a wire: another key has another AN, the same key goes on."""
+def _check_numbers(report: Report, edge: Edge, path: Path, keys: int) -> None:
+    """No packet number of the router is twice on a wire under one of at least `keys` keys."""
     source = bytes.fromhex(edge.router_sci_mac.replace(":", ""))
-    numbers: Counter[bytes] = Counter()
-    for frame in frames(path):
-        if frame.ethertype == ETHERTYPE_MACSEC and frame.octets[6:12] == source:
-            numbers[bytes([frame.octets[TCI_AN] & 3]) + frame.octets[PN : PN + 4]] += 1
-    again = [number.hex() for number, count in numbers.items() if count > 1]
-    detail = f"{len(numbers)} frames" + (f", twice: {', '.join(again[:5])}" if again else "")
-    report.check(f"wire {edge.channel}: no packet number comes twice", bool(numbers) and not again, detail)
+    sent = (
+        (frame.octets[TCI_AN] & 3, int.from_bytes(frame.octets[PN : PN + 4]))
+        for frame in frames(path)
+        if frame.ethertype == ETHERTYPE_MACSEC and frame.octets[6:12] == source
+    )
+    numbers = packet_numbers(sent)
+    again = [f"key {key} PN {pn}" for (key, pn), count in numbers.items() if count > 1]
+    used = len({key for key, _ in numbers})
+    detail = f"{len(numbers)} frames, {used} keys" + (f", twice: {', '.join(again[:5])}" if again else "")
+    report.check(f"wire {edge.channel}: no packet number comes twice", used >= keys and not again, detail)
+
+
+def packet_numbers(sent: Iterable[tuple[int, int]]) -> Counter[tuple[int, int]]:
+    """How often each (key, PN) was sent, of (AN, PN) in order; keys are counted from 1.
+
+    The next key has the next AN (IEEE 802.1X-2020 9.8), or the one after it where a key was never
+    sent under; while it takes over, frames of the one before may still come.
+    """
+    numbers: Counter[tuple[int, int]] = Counter()
+    key = current = 0
+    for an, pn in sent:
+        step = (an - current) % 4 if key else 1
+        if step in {1, 2}:
+            key, current = key + 1, an
+        numbers[key - (step == 3), pn] += 1
+    return numbers
 
 
 # -- a bad wire

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from router.lab.network import crossings
-from router.lab.scenarios.fastpath import DATA, ICV_OCTETS, PN, SCI, TCI_AN, TCI_V, BadWire
+from router.lab.scenarios.fastpath import DATA, ICV_OCTETS, PN, SCI, TCI_AN, TCI_V, BadWire, packet_numbers
 from router.lab.topology import load
 
 FRAME = (
@@ -53,3 +53,21 @@ def test_the_wires_that_cross_are_those_of_the_edges():
     assert [c.number for c in found] == list(range(8))
     assert {c.guest.node for c in found} == {"pe1", "pe2", "pe3", "pe4"}
     assert {c.host.node for c in found} == {"r", "cloud"}
+
+
+@pytest.mark.parametrize(
+    ("sent", "keys", "again"),
+    [
+        ([(0, 1), (0, 2), (0, 3)], 1, []),
+        ([(0, 1), (0, 2), (0, 2)], 1, [(1, 2)]),
+        ([(3, 1), (0, 1), (3, 2), (0, 2)], 2, []),
+        ([(3, 1), (0, 1), (3, 1)], 2, [(1, 1)]),
+        ([(0, 1), (2, 1), (3, 1), (1, 1), (2, 1)], 5, []),
+        ([(0, 1), (1, 1), (2, 1), (3, 1), (0, 1), (0, 1)], 5, [(5, 1)]),
+    ],
+)
+def test_packet_numbers_are_counted_by_key(sent, keys, again):
+    """An AN that comes round again is another key; the key before may end late; the same number is seen."""
+    numbers = packet_numbers(sent)
+    assert len({key for key, _ in numbers}) == keys
+    assert [number for number, count in numbers.items() if count > 1] == again
