@@ -29,7 +29,7 @@ only if all members have said that they transmit under the new key, else after t
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Final
@@ -294,6 +294,8 @@ class Cp:
         self._enabling: int | None = None
         self._configured: tuple[CipherSuite, Confidentiality] | None = None
         self._receive_scs: set[Sci] = set()
+        self._strays: list[tuple[Sci, int]] = []
+        """Receive SAs that we found and nobody may miss yet: they go with the next key."""
         self._persistent: dict[int, SecyOperation] = {}
         """Issued operations that must succeed in the end: deletions and the port's state."""
         self._repeat: list[SecyOperation] = []
@@ -404,6 +406,7 @@ class Cp:
             if slot is not None:
                 self._delete(slot)
         self.latest = self.old = self.new_sak = None
+        self._drop_strays()
         self._drop_receive_scs()
         self._set_port(PortState.CLOSED)
         self.new_info = True
@@ -431,6 +434,7 @@ class Cp:
             self._outputs.append(fact("sak.interrupted", an=self.old.key.an, suite=str(key.suite)))
             self._delete(self.old)
             self.old = None
+        self._drop_strays(range(4) if self.old is None else {key.an})
         self._clear_leftovers(key)
         if reconfigure:
             if anew and not self._mixed_suites:
@@ -500,6 +504,7 @@ class Cp:
         if self.old is not None:
             self._delete(self.old)
         self.old, self.latest = self.latest, None
+        self._drop_strays()
         self._drop_receive_scs()
 
     def _enter_abandon(self, _now: float) -> None:
@@ -549,12 +554,26 @@ class Cp:
         if not slot.awaiting:  # else an operation that still needs it may be on its way
             slot.key.sak.wipe()
 
-    def delete_stray(self, an: int, scis: tuple[Sci, ...], *, transmit: bool) -> None:
-        """Remove SAs found in the SecY that no key of ours explains."""
-        if transmit:
-            self._persist(DeleteTransmitSa(self.next_id(), an))
-        for sci in scis:
-            self._persist(DeleteReceiveSa(self.next_id(), sci, an))
+    def stray_transmit(self, an: int) -> None:
+        """Remove a transmit SA found in the SecY that no key of ours explains."""
+        self._persist(DeleteTransmitSa(self.next_id(), an))
+
+    def stray_receive(self, sci: Sci, an: int, *, keep: bool) -> None:
+        """Remove such a receive SA; with `keep` when the next key is in use: its peer may send under it."""
+        self._strays.append((sci, an))
+        if not keep:
+            self._drop_strays()
+
+    @property
+    def stray_ans(self) -> set[int]:
+        """Association numbers that are taken by no key of ours."""
+        return {an for _, an in self._strays}
+
+    def _drop_strays(self, ans: Container[int] = range(4)) -> None:
+        for sci, an in self._strays:
+            if an in ans:
+                self._persist(DeleteReceiveSa(self.next_id(), sci, an))
+        self._strays = [(sci, an) for sci, an in self._strays if an not in ans]
 
     def _drop_receive_scs(self) -> None:
         used = {sci for slot in (self.latest, self.old) if slot is not None for sci in slot.key.members}

@@ -333,12 +333,12 @@ class Kay:
         used = next((sa for sa in state.transmit if sa.an == state.encoding_an and sa.active), None)
         for sa in state.transmit:
             if sa is not used:
-                self._cp.delete_stray(sa.an, (), transmit=True)
+                self._cp.stray_transmit(sa.an)
             self._remember(KeyIdentifier.unpack(sa.key_id))
         for channel in state.receive:
             for sa in channel.sas:
                 if used is None or sa.an != used.an:
-                    self._cp.delete_stray(sa.an, (channel.sci,), transmit=False)
+                    self._cp.stray_receive(channel.sci, sa.an, keep=used is not None)
                 self._remember(KeyIdentifier.unpack(sa.key_id))
         if used is None:
             if state.unprotected:  # and stays so, unless a peer proves a key
@@ -819,6 +819,7 @@ class Kay:
     def _next_an(self) -> int:
         """The port's next association number, one that no key in the SecY has."""
         taken = {slot.key.an for slot in (self._cp.latest, self._cp.old) if slot is not None}
+        taken |= self._cp.stray_ans
         newest = self._newest()
         an = newest.an if newest is not None else self._an
         for _ in range(4):

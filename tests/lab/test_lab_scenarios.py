@@ -86,7 +86,7 @@ def test_scenario(name, edges):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["four-channels", "drift", "restart", "sak-rotation"])
+@pytest.mark.parametrize("name", ["four-channels", "drift", "restart", "sak-rotation", "xpn-wrap"])
 def test_scenario_with_the_data_plane(name):
     """The same checks hold where the router's own data plane does MACsec."""
     done = lab("run", name, "--secy", "fastpath", "--json")

@@ -915,6 +915,34 @@ def test_key_server_killed_at_every_step_of_a_rollover_is_survived(steps, adopt)
         assert world.quiet()
 
 
+def test_a_successor_takes_frames_under_the_key_that_its_predecessor_had_just_begun_with():
+    """It died before it switched, and the server after: the SA that explains those frames goes with the next key."""
+    with mka_pair() as (a, b):
+        world = a.world
+        world.run(4)
+        apply = b.secy.apply
+
+        def die_at_the_switch(operation):
+            if isinstance(operation, EnableTransmit):
+                raise Killed
+            return apply(operation)
+
+        b.secy.apply = die_at_the_switch
+        with pytest.raises(Killed):
+            a.do(lambda kay: kay.rekey(world.now))
+            world.run(1)
+        b.secy.apply = apply
+        b.kill()
+        b.pumping = False
+        lost = Traffic(world, a, b)
+        world.run(0.3)
+        b.start(adopt=True)
+        world.run(20, world.quiet)
+        assert world.quiet()
+        assert lost.count <= 1, "of those under the old key, between its end there and our switch to the next"
+        assert {len(table) for table in b.secy.receive.values()} == {1}
+
+
 def test_a_mute_key_server_is_asked_anew(monkeypatch):
     """A server that forgot to distribute (hostap drops early requests) sees a new member in the end."""
     world = World()
