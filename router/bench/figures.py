@@ -1,9 +1,10 @@
 """Rounds in which all candidates take turns, their medians, and which tier they are enough for.
 
-The machine may be shared, so a figure means something only beside its neighbours in time. So every
-size has its turn in every round, with the port limit measured among the candidates; a row's
-`of_limit` is the median of the rounds' own ratios, not the ratio of two medians; for whole frames,
-which another program measures, that of the fastest rounds. Figures are cut, never rounded up.
+The machine may be shared, so a figure means something only beside its neighbours in time. One program,
+pinned to a core, measures the port limit, every cipher alone and whole frames on every cipher, in
+rounds of milliseconds; every size has its turn in every round of ours. A ratio, to the port limit or to
+a peer, is the median of the rounds' own ratios, never the ratio of two medians. Figures are cut, never
+rounded up.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -24,6 +25,8 @@ SUITES: Final = ("gcm-aes-128", "gcm-aes-256", "gcm-aes-xpn-128", "gcm-aes-xpn-2
 DIRECTIONS: Final = ("protect", "validate")
 OURS: Final = ("vaes512", "vaes256", "aesni")
 PEERS: Final = ("ipsec-mb", "openssl", library.NAME)
+ROUNDS_A_TURN: Final = 3
+"""Of the C program, each time that a size has its turn."""
 TIERS_GBPS: Final = (1, 2, 5, 10, 25, 50, 100)
 MIXES: Final[Mapping[str, Mapping[int, int]]] = {
     "imix": {64: 7, 576: 4, 1500: 1},
@@ -34,7 +37,6 @@ MIXES: Final[Mapping[str, Mapping[int, int]]] = {
 Key = tuple[str, str, str, int]
 """Backend, suite, direction, size."""
 Row = dict[str, Any]
-Program = Callable[..., list[dict[str, Any]]]
 
 
 def cut(value: float, digits: int) -> float:
@@ -45,37 +47,27 @@ def cut(value: float, digits: int) -> float:
 
 @dataclass(slots=True)
 class Samples:
-    """All rounds of one kind of measurement."""
+    """All rounds of one kind of measurement. Those of C's backends match, round by round."""
 
     gbps: dict[Key, list[float]] = field(default_factory=dict)
     of_limit: dict[Key, list[float]] = field(default_factory=dict)
 
-    def add(self, rows: Iterable[Mapping[str, Any]], limit: Mapping[str, float] | None) -> None:
-        """Take in one round of one size. A row may bring the share of a limit sampled beside it."""
-        for row in rows:
-            key = (row["backend"], row["suite"], row["direction"], row["size"])
-            self.gbps.setdefault(key, []).append(row["gbps"])
-            if limit is not None:
-                bits = "128" if row["suite"].endswith("128") else "256"
-                share = row.get("of_limit") or row["gbps"] / limit[f"aes{bits}_gbps"]
-                self.of_limit.setdefault(key, []).append(share)
+    def add(self, row: Mapping[str, Any], limit: float | None) -> None:
+        """Take in one sample, and the port limit of its round if there is one."""
+        key = (row["backend"], row["suite"], row["direction"], row["size"])
+        self.gbps.setdefault(key, []).append(row["gbps"])
+        if limit is not None:
+            self.of_limit.setdefault(key, []).append(row["gbps"] / limit)
 
-    def rows(self, limits: Sequence[Mapping[str, float]] = ()) -> list[Row]:
-        """Medians, in the order of the first round.
-
-        `limits` are for what runs in a program of its own, seconds away from the limit's: the share
-        is then of the fastest rounds of both, those that nobody disturbed.
-        """
+    def rows(self) -> list[Row]:
+        """Medians, in the order of the first round."""
         found = []
         for key, samples in self.gbps.items():
             backend, suite, direction, size = key
             gbps = statistics.median(samples)
             row: Row = {"backend": backend, "suite": suite, "direction": direction, "size": size}
             row |= {"gbps": cut(gbps, 3), "mpps": cut(gbps * 1e3 / (8 * size), 4)}
-            if limits:
-                top = max(limit[f"aes{'128' if suite.endswith('128') else '256'}_gbps"] for limit in limits)
-                row["of_limit"] = cut(max(samples) / top, 3)
-            elif key in self.of_limit:
+            if key in self.of_limit:
                 row["of_limit"] = cut(statistics.median(self.of_limit[key]), 3)
             found.append(row)
         return found
@@ -90,19 +82,15 @@ class Measured:
     cold: Samples = field(default_factory=Samples)
     """The cipher with a working set larger than the last cache."""
     frames: Samples = field(default_factory=Samples)
-    limits: list[dict[str, float]] = field(default_factory=list)
+    limits: dict[int, list[float]] = field(default_factory=dict)
+    """Gbit/s that the ports of one core allow, by bits of the key, round by round."""
     rounds: int = 0
 
     def port_limit(self) -> dict[str, float] | None:
-        """Gbit/s that the ports of one core allow; None without AVX-512."""
+        """Medians of the limits; None without AVX-512."""
         if not self.limits:
             return None
-        names = ("aes128_gbps", "aes256_gbps")
-        return {name: cut(statistics.median(limit[name] for limit in self.limits), 1) for name in names}
-
-    def frame_rows(self) -> list[Row]:
-        """Rows of whole frames with their share of the port limit."""
-        return self.frames.rows(self.limits)
+        return {f"aes{bits}_gbps": cut(statistics.median(self.limits[bits]), 1) for bits in (128, 256)}
 
     def left_out(self) -> list[str]:
         """Why a peer has no rows."""
@@ -114,34 +102,47 @@ class Measured:
 def measure(sizes: Sequence[int] = SIZES, seconds: float = 10.0, *, frames: bool = True) -> Measured:
     """Measure the cipher, and whole frames if asked, in rounds until `seconds` are over; at least one.
 
-    Builds the C programs if need be, which is not counted. Raises BenchError.
+    Builds the C program if need be, which is not counted. Raises BenchError.
     """
-    directory = programs.build()
+    program = programs.build()
     result = Measured(machine.describe())
     end = time.monotonic() + seconds
     while True:
         began = time.monotonic()
         for size in sizes:
-            _one(result, directory, size, frames=frames)
+            _one(result, program, size, frames=frames)
         result.rounds += 1
         now = time.monotonic()
         if now + (now - began) / 2 > end:
             return result
 
 
-def _one(result: Measured, directory: Path, size: int, *, frames: bool) -> None:
-    """One size's turn."""
-    option = ("--quick", "--size", str(size))
-    *rows, last = programs.run(directory / "bench_cipher", *option)
-    limit = last["port_limit"]
-    if limit is not None:
-        result.limits.append(limit)
-    result.cipher.add((row for row in rows if row["memory"] == "hot"), limit)
-    result.cold.add((row for row in rows if row["memory"] == "cold"), limit)
-    result.cipher.add(library.cipher(size), limit)
-    if frames:
-        result.frames.add(programs.run(directory / "bench_frames", *option), None)
-        result.frames.add(library.frames(size), None)
+def _one(result: Measured, program: Path, size: int, *, frames: bool) -> None:
+    """One size's turn: some rounds in C, then Python's library once, beside the last round's limit."""
+    options = ["--size", str(size), "--rounds", str(ROUNDS_A_TURN)]
+    options += [] if frames else ["--kind", "cipher", "--cold"]
+    limits: dict[str, float | None] = {}
+    for row in programs.run(program, *options):
+        if "port_limit" in row:
+            limits[row["suite"]] = _limit(result, row)
+        elif row["kind"] == "frames":
+            result.frames.add(row, limits[row["suite"]])
+        else:
+            kind = result.cold if row["memory"] == "cold" else result.cipher
+            kind.add(row, limits[row["suite"]])
+    for row in library.cipher(size):
+        result.cipher.add(row, limits[row["suite"]])
+    for row in library.frames(size) if frames else ():
+        result.frames.add(row, limits[row["suite"]])
+
+
+def _limit(result: Measured, row: Mapping[str, Any]) -> float | None:
+    """Keep the limit of a round."""
+    if row["port_limit"] is None:
+        return None
+    limit = float(row["port_limit"]["full_gbps"])
+    result.limits.setdefault(128 if row["suite"].endswith("128") else 256, []).append(limit)
+    return limit
 
 
 # ---------------------------------------------------------------- reading the rows

@@ -1,4 +1,4 @@
-"""The C programs that measure: found or built in csrc/build, run, and read line by line."""
+"""The C program that measures: found or built in csrc/build, run, and read line by line."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from typing import Any, Final
 import router
 from router.errors import BenchError
 
+ROUNDS: Final = "bench_rounds"
 CSRC: Final = Path(router.__file__).resolve().parents[1] / "csrc"
 BUILD_TIMEOUT_S: Final = 600.0
 RUN_TIMEOUT_S: Final = 300.0
 
 
 def build(csrc: Path = CSRC) -> Path:
-    """Bring the programs up to date and return their directory. Raises BenchError.
+    """Bring the program up to date and return it. Raises BenchError.
 
-    Without make or a compiler, programs that were built before are taken as they are.
+    Without make or a compiler, one that was built before is taken as it is.
     """
-    directory = csrc / "build" / "opt"
-    built = all(os.access(directory / name, os.X_OK) for name in ("bench_cipher", "bench_frames"))
+    program = csrc / "build" / "opt" / ROUNDS
     if not (csrc / "Makefile").exists():
-        raise BenchError(f"{csrc} is not there: the C programs are built from a checkout, not from a wheel")
+        raise BenchError(f"{csrc} is not there: the C program is built from a checkout, not from a wheel")
     if not shutil.which("make") or not shutil.which("cc"):
-        if built:
-            return directory
+        if os.access(program, os.X_OK):
+            return program
         raise BenchError(
-            "no C compiler to build the measuring programs; apt-get install build-essential libssl-dev"
+            "no C compiler to build the measuring program; apt-get install build-essential libssl-dev"
         )
     try:
         done = subprocess.run(
@@ -47,7 +47,7 @@ def build(csrc: Path = CSRC) -> Path:
         errors = [line for line in done.stderr.splitlines() if "error" in line.lower()]
         why = (errors or done.stderr.splitlines() or [f"exit {done.returncode}"])[0]
         raise BenchError(f"make -C {csrc} bench failed: {why}")
-    return directory
+    return program
 
 
 def run(program: Path, *options: str) -> list[dict[str, Any]]:

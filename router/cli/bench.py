@@ -158,7 +158,7 @@ def everything(
 
     with _refusing():
         measured = figures.measure(seconds=seconds)
-        cipher, frames = measured.cipher.rows(), measured.frame_rows()
+        cipher, frames = measured.cipher.rows(), measured.frames.rows()
         tiers = figures.tiers(frames, measured.machine["cores"])
         ways: list[dict[str, Any]] = []
         left_out = ["gateways, as asked"]
@@ -227,7 +227,7 @@ def frames(seconds: Seconds = 16.0, sizes: Sizes = "", json: Json = False) -> No
     chosen = _sizes(sizes)
     with _refusing():
         measured = figures.measure(chosen, seconds)
-    rows, bare = measured.frame_rows(), measured.cipher.rows()
+    rows, bare = measured.frames.rows(), measured.cipher.rows()
     if json:
         document = {"machine": measured.machine, "port_limit": measured.port_limit(), "rows": rows}
         print_json(document | {"cipher": bare, "left_out": measured.left_out()})

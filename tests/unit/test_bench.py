@@ -31,23 +31,31 @@ def program(directory, name, text):
 
 @pytest.fixture
 def fake(monkeypatch, tmp_path):
-    """Programs that print fixed figures; the second round is twice as fast as the first."""
+    """A program that prints fixed figures; the second call's are twice as fast as the first one's."""
     calls = []
 
     def run(path, *options):
-        calls.append(path.name)
+        calls.append(options)
         size = int(options[options.index("--size") + 1])
-        speed = 100.0 if len(calls) <= 2 else 200.0
-        found = [
-            row | {"memory": memory}
-            for memory in ("hot", "cold")
-            for row in rows(speed if memory == "hot" else speed / 2, sizes=(size,))
+        speed = 100.0 * len(calls)
+        limits = [
+            {"round": 0, "suite": suite, "size": size, "port_limit": {"full_gbps": factor * speed}}
+            for suite, factor in zip(figures.SUITES, (4, 2, 4, 2), strict=True)
         ]
-        if path.name == "bench_frames":
-            return rows(speed / 2, sizes=(size,))
-        return [*found, {"port_limit": {"aes128_gbps": 4 * speed, "aes256_gbps": 2 * speed}}]
+        return [
+            *limits,
+            *(row | {"round": 0, "kind": "cipher", "memory": "hot"} for row in rows(speed, sizes=(size,))),
+            *(
+                row | {"round": 0, "kind": "cipher", "memory": "cold"}
+                for row in rows(speed / 2, sizes=(size,))
+            ),
+            *(
+                row | {"round": 0, "kind": "frames", "memory": "hot"}
+                for row in rows(speed / 4, sizes=(size,))
+            ),
+        ]
 
-    monkeypatch.setattr(programs, "build", lambda: tmp_path)
+    monkeypatch.setattr(programs, "build", lambda: tmp_path / programs.ROUNDS)
     monkeypatch.setattr(programs, "run", run)
     return calls
 
@@ -68,22 +76,17 @@ def test_a_ratio_is_the_median_of_the_rounds_own_ratios(fake):
     assert hot["of_limit"] == 0.5
     assert hot["mpps"] == figures.cut(150e3 / 512, 4)
     assert {row["gbps"] for row in measured.cold.rows()} == {75.0}
+    frames = figures.index(measured.frames.rows())["vaes512", SUITE, "protect", 64]
+    assert (frames["gbps"], frames["of_limit"]) == (37.5, 0.125)
     assert measured.port_limit() == {"aes128_gbps": 600.0, "aes256_gbps": 300.0}
 
 
 def test_a_machine_without_avx512_has_no_port_limit():
     samples = figures.Samples()
-    samples.add(rows(1.0), None)
+    for row in rows(1.0):
+        samples.add(row, None)
     assert all("of_limit" not in row for row in samples.rows())
     assert figures.Measured({}).port_limit() is None
-
-
-def test_whole_frames_are_held_against_the_highest_limit_of_the_run():
-    """Another program measures them: a disturbed round of the limit must not flatter them."""
-    samples = figures.Samples()
-    samples.add(rows(80.0), None)
-    limits = [{"aes128_gbps": 300.0, "aes256_gbps": 100.0}, {"aes128_gbps": 300.0, "aes256_gbps": 160.0}]
-    assert {row["of_limit"] for row in samples.rows(limits)} == {0.5}
 
 
 def test_the_duplex_rate_of_equal_directions_is_half_of_one():
@@ -129,13 +132,12 @@ def test_no_compiler_is_a_sentence_with_the_package(monkeypatch, tmp_path):
         programs.build(tmp_path)
 
 
-def test_no_compiler_is_no_obstacle_once_the_programs_are_built(monkeypatch, tmp_path):
+def test_no_compiler_is_no_obstacle_once_the_program_is_built(monkeypatch, tmp_path):
     (tmp_path / "Makefile").touch()
     (tmp_path / "build/opt").mkdir(parents=True)
-    for name in ("bench_cipher", "bench_frames"):
-        program(tmp_path / "build/opt", name, "exit 0")
+    built = program(tmp_path / "build/opt", programs.ROUNDS, "exit 0")
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert programs.build(tmp_path) == tmp_path / "build/opt"
+    assert programs.build(tmp_path) == built
 
 
 def test_a_wheel_without_the_c_tree_says_so(tmp_path):
