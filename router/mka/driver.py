@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import fcntl
 import json
 import os
 import socket
@@ -61,6 +62,9 @@ SOL_PACKET: Final = 263
 PACKET_ADD_MEMBERSHIP: Final = 1
 PACKET_MR_MULTICAST: Final = 0
 PACKET_IGNORE_OUTGOING: Final = 23
+SIOCGIFFLAGS: Final = 0x8913
+IFF_UP: Final = 0x1
+IFF_RUNNING: Final = 0x40
 # Ours.
 FRAME_MAX: Final = 2048
 READ_BURST: Final = 64
@@ -189,6 +193,17 @@ def open_port(port: str) -> socket.socket:
     return raw
 
 
+def carrier_of(any_socket: socket.socket, port: str) -> bool | None:
+    """Tell whether frames can pass a port, None where it is not there."""
+    request = struct.pack("16sH22x", port.encode(), 0)
+    try:
+        answer = fcntl.ioctl(any_socket, SIOCGIFFLAGS, request)
+    except OSError:
+        return None
+    flags = int(struct.unpack_from("=H", answer, 16)[0])
+    return flags & (IFF_UP | IFF_RUNNING) == IFF_UP | IFF_RUNNING
+
+
 class KayDriver:
     """One port's key agreement, from the appearance of its SecY until `close`.
 
@@ -282,6 +297,18 @@ class KayDriver:
         if device in {self.port, self.device}:
             self._look_now.set()
 
+    def _see_carrier(self) -> None:
+        """Take the carrier as it is: we came without it, or the notification of a change was lost.
+
+        Else its return would mean nothing to us, and the peers waited for our next regular hello.
+        """
+        up = carrier_of(self._socket, self.port) if self._socket is not None else None
+        if up is not None and up is not self._carrier:
+            self._carrier = up
+            if self._kay is not None:
+                self._kay.carrier(self._loop.time(), up=up)
+                self._pump()
+
     def look(self) -> None:
         """Look at the SecY at once."""
         self._look_now.set()
@@ -308,6 +335,7 @@ class KayDriver:
                 self.state = state = await self._secy.observe()
                 self.unprotected = state.unprotected
             self._bind_port()
+            self._see_carrier()
         except (KernelError, OSError) as error:
             self.state = None
             self.problem = str(error)

@@ -313,6 +313,28 @@ def test_a_suite_that_is_no_longer_configured_is_kept_until_the_device_is_made_a
     run(scenario())
 
 
+def test_a_carrier_that_comes_after_us_is_greeted_at_once(wire, monkeypatch):
+    """We start without it, and nobody tells: it is seen, and its return begins the fast hellos anew."""
+    carrier = [False]
+
+    async def scenario():
+        async with wire() as world:
+            monkeypatch.setattr(module, "carrier_of", lambda _socket, _port: carrier[0])
+            world.start(0)
+            world.start(1)
+            await until(lambda: world.drivers[0].snapshot() and world.drivers[1].snapshot())
+            await asyncio.sleep(0.3)
+            assert all(driver.counters.mkpdus_sent == 0 for driver in world.drivers)
+            carrier[0] = True
+            start = asyncio.get_running_loop().time()
+            for driver in world.drivers:
+                driver.look()
+            await until(world.secured)
+            assert asyncio.get_running_loop().time() - start < 1.0
+
+    run(scenario())
+
+
 def test_a_changed_encoding_sa_is_put_right(wire):
     """Somebody else's hand on the device."""
 

@@ -928,8 +928,8 @@ def test_a_successor_takes_frames_under_the_key_that_its_predecessor_had_just_be
             return apply(operation)
 
         b.secy.apply = die_at_the_switch
+        world.at(world.now, lambda: a.do(lambda kay: kay.rekey(world.now)))
         with pytest.raises(Killed):
-            a.do(lambda kay: kay.rekey(world.now))
             world.run(1)
         b.secy.apply = apply
         b.kill()
