@@ -131,7 +131,8 @@ def _down(facts: ChannelFacts) -> Iterator[str]:
 
 def _insecure(macsec: MacsecFacts) -> Iterator[str]:
     if macsec.unprotected:
-        yield "UNPROTECTED: should-secure, and the far end has no key of ours: FRAMES PASS IN CLEAR"
+        why = macsec.keys_reason or "no peer proves a key"
+        yield f"UNPROTECTED: FRAMES PASS IN CLEAR (should-secure, {why})"
 
 
 def _degraded(features: Sequence[FeatureFacts]) -> Iterator[str]:

@@ -1107,6 +1107,8 @@ class Kay:
             return self._refusal
         if self._refusal:
             return self._refusal
+        if self._plain_chosen:
+            return "the key server, which holds our key, orders plain text"
         failed = [p for p in self._participants.values() if p.icv_failures and p.heard_at is None]
         if failed:
             return f"a peer knows CKN {failed[0].ckn.hex()} but its ICV is wrong: the CAKs differ"

@@ -74,3 +74,18 @@ def test_since_is_the_time_of_the_verdict_not_of_its_reason():
     assert verdicts.update(channel, GOOD, 4.0).since == 4.0
     verdicts.forget([])
     assert verdicts.get(channel) is None
+
+
+def test_frames_in_clear_are_never_up_and_said_first():
+    """Without any SA the channel forwards, so it is not down; but whoever looks is told, with the cause."""
+    macsec = replace(
+        GOOD.macsec,
+        operational=False,
+        receiving=False,
+        unprotected=True,
+        keys_reason="no MKPDU has been received",
+    )
+    verdict, reason = judge(replace(GOOD, macsec=macsec))
+    assert verdict is Verdict.DEGRADED
+    assert reason.startswith("UNPROTECTED: FRAMES PASS IN CLEAR")
+    assert "no MKPDU has been received" in reason

@@ -14,7 +14,7 @@ from router.config.load import load
 from router.errors import ConfigError, SecretError
 from router.kernel.fake import FakeKernel
 from router.keyd import Keyd
-from router.model import ChannelId, CipherSuite, Sci, Secret
+from router.model import ChannelId, CipherSuite, Confidentiality, Sci, Secret
 from router.reconcile.diff import Action, Verb
 from router.reconcile.objects import EgressGuard, MacsecLink, PortLink
 from router.static_keys import FIRST_PN, MARGIN, MARGIN_XPN, SAVE_S, PnHistory, StaticKeyer, key_id
@@ -232,3 +232,17 @@ async def test_a_refused_configuration_keeps_the_old_one(kernel, history):
     assert not keyd.reload()
     await keyd.tick()
     assert (await kernel.secy("ms1").observe()).operational
+
+
+async def test_the_policy_of_what_is_encrypted_holds_for_static_keys_too(kernel, history):
+    """Set before the SAs, and put right where it is found otherwise."""
+    await build(kernel)
+    keys = keyer(kernel, history)
+    macsec = replace(keys.channel.macsec, confidentiality=Confidentiality.INTEGRITY_ONLY)
+    keys.channel = replace(keys.channel, macsec=macsec)
+    await keys.tick(0.0)
+    secy = kernel.secy("ms1")
+    assert (await secy.observe()).confidentiality is Confidentiality.INTEGRITY_ONLY
+    await secy.set_confidentiality(Confidentiality.OFFSET_0)
+    await keys.tick(1.0)
+    assert (await secy.observe()).confidentiality is Confidentiality.INTEGRITY_ONLY

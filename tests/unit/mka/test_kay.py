@@ -756,6 +756,18 @@ def test_plain_text_from_the_key_server_is_refused_in_must_secure():
         assert b.secy.port is PortState.SECURED
 
 
+def test_plain_text_from_the_key_server_is_obeyed_in_should_secure():
+    """It holds the key, so it may: the keys go, plain frames pass, and the reason is said."""
+    with mka_pair(b={"must_secure": False}) as (a, b):
+        a.world.run(5)
+        pdu = last_pdu(a)
+        b.receive(sign(a, replace(pdu, basic=replace(pdu.basic, mn=900), distributed_sak=DistributedSak())))
+        assert b.secy.port is PortState.UNPROTECTED
+        assert not b.secy.transmit
+        assert "orders plain text" in b.snapshot.suspicion
+        assert a.secy.port is not PortState.UNPROTECTED
+
+
 # -------------------------------------------------------------- what the SecY refuses
 
 
