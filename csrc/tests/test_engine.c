@@ -141,12 +141,13 @@ struct bench {
     int wire, tap, feature;
 };
 
-static void begin(struct bench *bench, unsigned workers, unsigned path)
+static void begin(struct bench *bench, unsigned workers, unsigned lanes, unsigned path)
 {
     struct channel_config config = {.device = "wire0",
                                     .path = path,
-                                    .lanes = 1,
-                                    .in_worker = {workers - 1},
+                                    .lanes = lanes,
+                                    .out_worker = {0, workers - 1},
+                                    .in_worker = {workers - 1, 0},
                                     .secy = secy_config(near_sci)};
     const struct secy_config far = secy_config(far_sci);
     struct secy_key near_key = key(1), far_key = key(2);
@@ -250,12 +251,13 @@ static uint64_t counter(const struct bench *bench, const char *name)
     return 0;
 }
 
-static void test_both_ways(unsigned workers, unsigned path)
+static void test_both_ways(unsigned workers, unsigned lanes, unsigned path)
 {
     static const uint32_t sizes[] = {46, 47, 63, 64, 500, 1485, 1486};
     struct bench bench;
-    begin(&bench, workers, path);
+    begin(&bench, workers, lanes, path);
     CHECK_EQUAL(channel_path(bench.channel), path);
+    CHECK_EQUAL(channel_lanes(bench.channel), lanes);
     for (unsigned i = 0; i < sizeof sizes / sizeof sizes[0]; i++) {
         out_once(&bench, sizes[i]);
         in_once(&bench, sizes[i], VID, true);
@@ -295,7 +297,7 @@ static void test_both_ways(unsigned workers, unsigned path)
 static void test_keep(void)
 {
     struct bench bench;
-    begin(&bench, 1, ENGINE_PACKET);
+    begin(&bench, 1, 1, ENGINE_PACKET);
     const unsigned index = if_nametoindex("feature0");
     channel_free(bench.channel, 1);
     CHECK_EQUAL(if_nametoindex("feature0"), index);
@@ -346,7 +348,7 @@ static void test_clear(unsigned path)
     struct bench bench;
     uint8_t frame[2000];
     uint32_t len;
-    begin(&bench, 2, path);
+    begin(&bench, 2, 1, path);
     CHECK(!plain_arrives(&bench, VID, 200, 100));
     CHECK_EQUAL(channel_set_clear(bench.channel, 1), 0);
     CHECK_EQUAL(channel_set_clear(bench.channel, 1), 0);
@@ -389,7 +391,8 @@ int main(void)
     if (unshare(CLONE_NEWNET) == 0) {
         for (unsigned workers = 1; workers <= 2; workers++)
             for (unsigned path = ENGINE_PACKET; path <= ENGINE_XDP; path++)
-                test_both_ways(workers, path);
+                for (unsigned lanes = 1; lanes <= 2; lanes++)
+                    test_both_ways(workers, lanes, path);
         test_keep();
         test_clear(ENGINE_PACKET);
         test_clear(ENGINE_XDP);
