@@ -32,8 +32,11 @@ CHAIN = tuple(KeyEntry(bytes([n]), Secret(bytes([n]) * 32)) for n in (1, 2, 3))
 class Episode:
     """One world with its own faults."""
 
-    def __init__(self, seed: int, storms: int = 6, sak_retire_time_s: float = 3.0) -> None:
+    def __init__(
+        self, seed: int, storms: int = 6, sak_retire_time_s: float = 3.0, *, must_secure: bool = True
+    ) -> None:
         self.seed = seed
+        self.must_secure = must_secure
         self.sak_retire_time_s = sak_retire_time_s
         self.random = Random(seed)
         self.world = World(random=Random(seed + 1))
@@ -70,6 +73,7 @@ class Episode:
             "sak_lifetime_s": self.random.choice((0.0, 0.0, 30.0)),
             "delay_protection": self.random.random() < 0.2,
             "sak_retire_time_s": self.sak_retire_time_s,
+            "must_secure": self.must_secure,
         }
         slowness = self.random.choice((0.0, 0.0, 0.002, 0.1))
         for number in range(self.random.choice((2, 2, 3))):
@@ -95,9 +99,15 @@ class Episode:
                 node.observe()
         self.world.at(self.world.now + 2.0, self.observe_all)
 
+    def quiet(self) -> bool:
+        """All are secured, with one key each; a should-secure port may still be open before that."""
+        if not self.must_secure and any(n.secy.port is PortState.UNPROTECTED for n in self.world.nodes):
+            return False
+        return self.world.quiet()
+
     def peace(self, after: str) -> None:
-        self.world.run(PEACE_WITHIN_S, self.world.quiet)
-        if not self.world.quiet():
+        self.world.run(PEACE_WITHIN_S, self.quiet)
+        if not self.quiet():
             raise Violation(f"seed {self.seed}: not secured {PEACE_WITHIN_S} s after {after}")
         self.tell("peace")
 
@@ -122,10 +132,18 @@ class Episode:
             fault(self, node)
             self.world.run(self.random.choice((0.0, 0.0005, 0.0011, 0.0021, 0.0031, 0.3, 1.0, 3.1, 7.0)))
             for node in self.world.nodes:
-                if node.secy.port is PortState.UNPROTECTED:
-                    raise Violation("the port is open in clear")
+                self.check_port(node)
                 if node.kay is not None and self.random.random() < 0.3:
                     node.observe()
+
+    def check_port(self, node: Node) -> None:
+        """Must-secure is never open; should-secure never while a peer proves a key."""
+        if self.must_secure and node.secy.port is PortState.UNPROTECTED:
+            raise Violation("the port is open in clear")
+        if node.kay is not None and node.kay.port is PortState.UNPROTECTED:
+            peers = [peer for p in node.snapshot.participants for peer in p.peers if peer.live]
+            if peers:
+                raise Violation(f"open in clear beside live peer {peers[0].sci}")
 
     # ----------------------------------------------------------------------- faults
 

@@ -27,6 +27,12 @@ def test_stations_that_join_late_on_a_slow_machine_are_secured(first):
     assert all(gather(seed) >= 0.0 for seed in range(first, first + 30))
 
 
+@pytest.mark.parametrize("seed", range(12))
+def test_should_secure_finds_back_too_and_is_never_open_beside_a_live_peer(seed):
+    """The same storms: opened where no peer proves a key, and secured again under the same rules."""
+    Episode(seed, must_secure=False).run()
+
+
 def test_an_episode_is_reproducible():
     """The same seed tells the same story, so that a finding can be replayed."""
     stories = []
