@@ -18,9 +18,9 @@
  *
  * Both walk a ring of frames that each begin on a cache line, so the payload, 28 octets later, does
  * not. "hot": the ring stays in L2. "cold" (--cold; cipher, gcm-aes-xpn-256, first round): it is
- * larger than the last cache. A pass protects the ring and validates it again; each half is timed by the time
- * stamp counter. A sample is the median of some passes: a pass is short, so those in which the
- * machine did something else fall out. */
+ * larger than the last cache. A pass protects the ring and validates it again; each half is timed
+ * by the time stamp counter. A sample is the median of some passes: a pass is short, so those in
+ * which the machine did something else fall out. */
 #define _GNU_SOURCE
 #include "port_limit.h"
 #include "secy.h"
@@ -345,8 +345,7 @@ static void measure(const struct options *o, unsigned suite, uint32_t size,
         c->secy = make_secy(gcm_backend_name(c->backend), suite);
     }
     for (unsigned round = 0; round < o->rounds; round++)
-        one_round(o, round, suite, candidates, count, &hot,
-                  with_cold && round == 0 ? &cold : NULL);
+        one_round(o, round, suite, candidates, count, &hot, with_cold && round == 0 ? &cold : NULL);
     fflush(stdout);
     for (unsigned b = 0; b < count; b++) {
         gcm_key_wipe(&candidates[b].key);

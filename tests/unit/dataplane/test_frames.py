@@ -143,6 +143,26 @@ class TestSecy:
         secy.enable_receive(sci, v["an"])
         assert secy.validate([wire, wire]) == [Result(Verdict.IN_OK, plain), Result(Verdict.IN_LATE)]
 
+    @pytest.mark.parametrize("v", FRAMES, ids=lambda v: v["name"])
+    def test_frames_of_the_standard_in_a_run(self, make: Any, v: dict[str, Any]) -> None:
+        """The same frame among others like it, which may be done together: still the standard's."""
+        clear = len(v["clear_vlan_tags"]) // 8
+        secy, key, sci = from_vector(make, v, clear_tags=clear, replay_window=64)
+        plain, wire = bytes.fromhex(v["plain"]), bytes.fromhex(v["protected"])
+        pn = int(v["pn_hex"], 16) if isinstance(v["pn_hex"], str) else v["pn"]
+        before = min(5, pn - 1)
+        secy.install_transmit(v["an"], key, pn - before)
+        secy.enable_transmit(v["an"])
+        sent = secy.protect([plain] * 12)
+        assert sent[before].frame.hex() == wire.hex()
+
+        secy.add_receive_sc(sci)
+        secy.install_receive(sci, v["an"], key, pn - before)
+        secy.enable_receive(sci, v["an"])
+        arriving = [one.frame for one in sent]
+        assert secy.validate(arriving) == [Result(Verdict.IN_OK, plain)] * 12
+        assert verdicts(secy.validate(arriving)) == [Verdict.IN_LATE] * 12
+
     @pytest.mark.parametrize("v", BAD, ids=lambda v: v["name"])
     def test_bad_sectags_are_dropped(self, make: Any, v: dict[str, Any]) -> None:
         """A receiver discards the frame by its SecTAG alone, whatever its policy."""
@@ -633,6 +653,47 @@ class TestTwins:
         crosses = suite.is_xpn and 0xFFFFFFFF - pn < len(frames)
         whole = [[wire] for wire in arriving] if crosses and pn < 1 << 32 else [arriving]
         assert twin.validate(arriving) == [result for part in whole for result in c.validate(part)]
+        assert +twin.counters == +c.counters
+        assert twin.lowest_pn(A, 0) == c.lowest_pn(A, 0)
+
+    @settings(max_examples=100, deadline=None)
+    @given(data=st.data())
+    def test_runs(self, data: st.DataObject) -> None:
+        """Runs of frames of one length, of which a wire loses, repeats and forges some."""
+        suite = data.draw(st.sampled_from(SUITES))
+        policy = Policy(
+            suite,
+            A,
+            replay_protect=data.draw(st.booleans()),
+            replay_window=data.draw(st.sampled_from([0, 3, 64, 1000])),
+            pop_vlan=data.draw(st.booleans()),
+        )
+        size = data.draw(st.one_of(st.integers(14, 330), st.sampled_from([1500, 1514, 4000, 9000])))
+        vlan = data.draw(st.one_of(st.none(), st.integers(0, 0xFFFE)))
+        count = data.draw(st.integers(8, 80))
+        frames = [frame_of(size - 1) + bytes([i]) for i in range(count)]
+        twin, c = sender(reference, policy), sender(c_fastest, policy)
+        sent = twin.protect(frames, vlan)
+        assert sent == c.protect(frames, vlan)
+        assert +twin.counters == +c.counters
+
+        arriving = [result.frame for result in sent]
+        for _ in range(data.draw(st.integers(0, 4))):
+            at = data.draw(st.integers(0, len(arriving) - 1))
+            match data.draw(st.integers(0, 3)):
+                case 0:
+                    octet = data.draw(st.integers(0, len(arriving[at]) - 1))
+                    forged = bytearray(arriving[at])
+                    forged[octet] ^= 1 << data.draw(st.integers(0, 7))
+                    arriving[at] = bytes(forged)
+                case 1:
+                    arriving.insert(at, arriving[data.draw(st.integers(0, len(arriving) - 1))])
+                case 2 if len(arriving) > 1:
+                    del arriving[at]
+                case _:
+                    arriving.append(arriving.pop(at))
+        twin, c = receiver(reference, policy), receiver(c_fastest, policy)
+        assert twin.validate(arriving) == c.validate(arriving)
         assert +twin.counters == +c.counters
         assert twin.lowest_pn(A, 0) == c.lowest_pn(A, 0)
 
