@@ -13,6 +13,9 @@ from router.lab.scenario import all_scenarios
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
 
+STDERR_TAIL = 30_000
+"""Characters: the notes in which a failure explains itself are long."""
+
 BY_HAND = {"sak-rotation-1000", "fastpath-soak-long"}
 """Each has a short sibling here."""
 
@@ -79,7 +82,7 @@ def test_scenario(name, edges):
     assert done.stdout, done.stderr
     data = json.loads(done.stdout)
     failed = [check for check in data["checks"] if not check["ok"]]
-    assert not failed, json.dumps(failed, indent=1) + done.stderr[-3000:]
+    assert not failed, json.dumps(failed, indent=1) + done.stderr[-STDERR_TAIL:]
     assert (done.returncode, data["ok"], data["scenario"]) == (0, True, name)
     assert data["checks"]
     assert set(data) == {"scenario", "ok", "checks", "figures"}
@@ -93,7 +96,7 @@ def test_scenario_with_the_data_plane(name):
     assert done.stdout, done.stderr
     data = json.loads(done.stdout)
     failed = [check for check in data["checks"] if not check["ok"]]
-    assert not failed, json.dumps(failed, indent=1) + done.stderr[-3000:]
+    assert not failed, json.dumps(failed, indent=1) + done.stderr[-STDERR_TAIL:]
     assert (done.returncode, data["ok"]) == (0, True)
 
 
