@@ -33,9 +33,10 @@
  * wait in the kernel's queues, so a rekey loses nothing. On the packets' side this costs one load
  * per batch.
  *
- * Fail closed: without an SA to send under nothing leaves (the SecY drops it, counted); what does
- * not validate goes no further; a TAP has no carrier until channel_carrier() says so, and if the
- * process dies the kernel takes all carriers away.
+ * Fail closed, unless channel_set_clear() opens the channel for plain frames: without an SA to send
+ * under nothing leaves (the SecY drops it, counted); what does not validate goes no further; a TAP
+ * has no carrier until channel_carrier() says so, and if the process dies the kernel takes all
+ * carriers away.
  */
 #ifndef LASTMILE_ENGINE_H
 #define LASTMILE_ENGINE_H

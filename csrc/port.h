@@ -7,7 +7,8 @@
  *     port_receive  -> frames lie in port->rx_arena      -> port_release
  *
  * Only frames of EtherType 0x88E5 are taken from the device; all others (EAPOL among them) go to
- * the kernel as if we were not there. Two ways in and two ways out:
+ * the kernel as if we were not there, unless the port is open for plain frames (port_clear.c). Two
+ * ways in and two ways out:
  *
  *     packet   AF_PACKET, recvmmsg and sendmmsg with the queueing discipline bypassed. Everywhere.
  *     xdp      AF_XDP. Zero-copy where the driver can, else copy mode, which saves the socket

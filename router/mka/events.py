@@ -3,7 +3,7 @@
 Operations on the SecY carry an `id`; the driver answers each with `Kay.succeeded(id, now)` or
 `Kay.failed(id, reason, now)`. Nothing is claimed to a peer before its operation was answered: a
 receive SA that the SecY refused is never reported as receiving. Each maps to one call of
-`router.secy.SecY`, except `ConfigureSecy` and `SetControlledPort`.
+`router.secy.SecY`, except `ConfigureSecy`.
 """
 
 from __future__ import annotations

@@ -102,7 +102,7 @@ class KayConfig:
     accept: frozenset[Confidentiality] = frozenset({Confidentiality.OFFSET_0})
     """What we accept from a key server."""
     must_secure: bool = True
-    """False is should-secure: plain frames pass while no peer holds a CAK."""
+    """False is should-secure: plain frames pass once no peer has proved a CAK for an MKA Life Time."""
     sak_lifetime_s: float = 0.0
     """Age at which the key server replaces a SAK; 0 is never by time."""
     pn_exhaustion: int | None = None

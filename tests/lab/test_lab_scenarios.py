@@ -31,6 +31,7 @@ EACH_TIME = {
     "10k-prefixes",
     "mka-wpa-supplicant",
     "mka-wrong-keys",
+    "mka-should-secure",
     "mka-three-stations",
     "mka-three-stations-xpn",
     "sak-rotation",
