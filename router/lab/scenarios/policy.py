@@ -46,6 +46,7 @@ def should_secure(lab: Lab, report: Report) -> None:
     _stays_secured(channel)
     _opens_again(channel)
     _becomes_must_secure(channel)
+    _becomes_should_secure(channel)
 
 
 # The phases
@@ -170,8 +171,7 @@ def _opens_again(channel: Channel) -> None:
 def _becomes_must_secure(channel: Channel) -> None:
     """A reload with must-secure closes at once, and it was announced."""
     lab, report = channel.lab, channel.report
-    text = lab.network.config.read_text().replace("policy: should-secure", "policy: must-secure")
-    write_private(lab.network.config, text)
+    _write_policy(channel, "must-secure")
     planned = _say(channel, "plan", str(lab.network.config))
     report.check(
         "plan announces that nothing passes in clear any more",
@@ -209,7 +209,27 @@ def _becomes_must_secure(channel: Channel) -> None:
     )
 
 
+def _becomes_should_secure(channel: Channel) -> None:
+    """And back: announced as what it is, open after a life time without a key."""
+    lab, report = channel.lab, channel.report
+    _write_policy(channel, "should-secure")
+    planned = _say(channel, "plan", str(lab.network.config))
+    report.check("plan announces that frames will pass in clear", "FRAMES PASS IN CLEAR" in planned)
+    code, _ = lab.router.request("POST", "/v1/reload", {})
+    report.check("the reload back is taken", code == http.client.OK, str(code))
+    opened = reached(lambda: _port(channel) == "unprotected" and channel.passes(), OPEN_TIMEOUT_S, 0.2)
+    report.check("should-secure again: open again", opened is not None, f"after {opened or -1:.1f} s")
+
+
 # Pieces
+
+
+def _write_policy(channel: Channel, policy: str) -> None:
+    config = channel.lab.network.config
+    text = config.read_text()
+    for other in ("must-secure", "should-secure"):
+        text = text.replace(f"policy: {other}", f"policy: {policy}")
+    write_private(config, text)
 
 
 def _far_end_in_clear(channel: Channel) -> None:
