@@ -246,8 +246,10 @@ def gateway(
     ] = None,
     realtime: Annotated[
         bool,
-        typer.Option("--realtime", help="Real-time priority: steadier, and hard on what else runs here."),
-    ] = False,
+        typer.Option(
+            help="Real-time priority for all of it: else other work decides. Hard on what runs here."
+        ),
+    ] = True,
     udp: Annotated[
         list[int] | None,
         typer.Option(min=16, max=8400, help="Octets of UDP payload: the rate that arrives, too."),
