@@ -578,6 +578,8 @@ class Daemon:
         try:
             if drain:
                 await self._drain(sessions)
+            # The far end's device goes too, and its side of the sessions with it.
+            await self._speaker.reset(sessions)
             self._roll.let_go(name)
             self._desire()
             deadline = time.monotonic() + SUITE_CHANGE_S

@@ -17,7 +17,7 @@ import socket
 import struct
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -35,6 +35,8 @@ from router.model import Prefix, Secret, pack_address
 from router.supervise import ChildSpec
 
 COMMAND_TIMEOUT_S: Final = 30.0
+ADMINISTRATIVE_RESET: Final = 4
+"""Subcode of Cease (RFC 4486)."""
 ADOPT_LIMIT_S: Final = 60.0
 """Adopted routes are swept at the latest this long after the start."""
 UNANSWERED_S: Final = 5.0
@@ -562,6 +564,21 @@ class Speaker:
         if link is None:
             raise ConfigError(f"there is no BGP session {session}")
         link.wake.set()
+
+    async def reset(self, sessions: Sequence[Session]) -> None:
+        """End sessions by a Cease (administrative reset, RFC 4486); ExaBGP connects anew.
+
+        For a path that goes away and comes back: each side may keep a connection that the other has
+        forgotten until its hold time ends.
+        """
+        for session in sessions:
+            link = self._link_of(session.name)
+            if link is None:
+                continue
+            try:
+                await link.command(f"neighbor {_selector(session)} teardown {ADMINISTRATIVE_RESET}")
+            except (ProtocolError, ConnectionError, TimeoutError) as error:
+                self._log.warning("bgp.not_reset", session=session.name, reason=str(error))
 
     async def withdraw_all(self, timeout_s: float = 5.0) -> None:
         """Withdraw everything, for a planned stop: with graceful restart SIGTERM sends no NOTIFICATION."""

@@ -286,7 +286,7 @@ def change_suite(lab: Lab, report: Report) -> None:
     changed = lab.network.config.with_name("changed.yaml")
     write_private(changed, text)
     _announced(lab, report, changed, was)
-    # The cloud's routes are static here: it sends over the last channel, until that one's turn comes.
+    # The cloud's routes are static here: it sends over the last channel, and over the first when that is done.
     lab.answer_over([edges[-1].node])
     probers = {
         edge.channel: Prober(
@@ -303,8 +303,6 @@ def change_suite(lab: Lab, report: Report) -> None:
     report.check("the reload is taken", code == http.client.OK, str(answer)[:300])
     most = 0
     for edge in edges:
-        if edge is edges[-1]:
-            lab.answer_over([edges[0].node])
         start = time.monotonic()
         until(
             lambda e=edge: _suite(lab, e) == OTHER_SUITE,  # type: ignore[misc]
@@ -326,9 +324,14 @@ def change_suite(lab: Lab, report: Report) -> None:
                 raise LabError(f"channel {edge.channel} is not up with {OTHER_SUITE}: {_notice(lab)}")
             time.sleep(0.2)
         report.progress(f"channel {edge.channel} is up with {OTHER_SUITE}")
+        back = reached(lambda e=edge: _way_back(lab, e), CHANGE_TIMEOUT_S / 2, 0.2)  # type: ignore[misc]
+        detail = f"after {back:.1f} s" if back is not None else _routes_there(lab, edge)
+        report.check(f"{edge.channel}: the provider's edge has the way back", back is not None, detail)
+        if edge is edges[0]:
+            lab.answer_over([edge.node])
     report.check("never were two channels down at once", most <= 1, f"{most} at most")
     outage = site.stop()
-    detail = f"{outage.lost} of {outage.sent} probes, longest {outage.longest_ms} ms"
+    detail = f"{outage.lost} of {outage.sent} probes, longest {outage.longest_ms} ms, first after {outage.first_lost_s:.1f} s"
     report.check("from the branch to the cloud and back nothing is lost", outage.lost == 0, detail)
     for name, prober in probers.items():
         lost = prober.stop()
@@ -369,6 +372,18 @@ def _at_far_end(lab: Lab, edge: Edge) -> None:
             *secured_port(edge),
         ]
     )
+
+
+def _way_back(lab: Lab, edge: Edge) -> bool:
+    """Whether the edge's kernel sends to the branch over this channel."""
+    found = lab.network.nodes[edge.node].run("ip", "route", "get", lab.topology.branch.address4, check=False)
+    return f" dev vlan{edge.vlan} " in found
+
+
+def _routes_there(lab: Lab, edge: Edge) -> str:
+    kernel = lab.network.nodes[edge.node].run("ip", "route", check=False)
+    sessions = [f"{s.afi} {s.state} {s.prefixes_received}" for s in lab.far_ends[edge.node].sessions()]
+    return f"{'; '.join(kernel.splitlines())} | {', '.join(sessions)}"
 
 
 def _suite(lab: Lab, edge: Edge) -> str:

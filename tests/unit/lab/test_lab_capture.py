@@ -6,6 +6,7 @@ import pytest
 
 from router.errors import LabError
 from router.lab import capture
+from router.lab.scenarios.keyd import numbers_rise
 
 ADDRESSES = bytes.fromhex("020000000102020000000101")
 
@@ -93,3 +94,31 @@ def test_scapy_reads_the_same(wire):
     frames = [frame(0x88E5, b"z" * n) for n in (1, 2, 50)]
     with RawPcapNgReader(str(wire(frames))) as reader:
         assert [data for data, _ in reader] == frames
+
+
+ROUTER, EDGE = bytes(5) + b"\1", bytes(5) + b"\2"
+
+
+@pytest.mark.parametrize(
+    ("sent", "good"),
+    [
+        ([(0, 1), (0, 2), (0, 9)], True),
+        ([(0, 1), (0, 1)], False),
+        ([(0, 5), (0, 4)], False),
+        # Another key under another AN begins at 1; the former one may go on for a moment.
+        ([(0, 5), (1, 1), (0, 6), (1, 2)], True),
+        # The AN comes round again with a fresh key, or with the old key again.
+        ([(0, 5), (1, 1), (0, 1), (0, 2)], True),
+        ([(0, 5), (1, 1), (0, 5)], False),
+    ],
+)
+def test_a_packet_number_that_comes_twice_is_found(wire, sent, good):
+    """Of one station, by AN; another station's numbers are its own."""
+    frames = [
+        bytes(6) + source + b"\x88\xe5" + bytes([0x2C | an, 0]) + pn.to_bytes(4) + bytes(24)
+        for an, pn in sent
+        for source in (ROUTER, EDGE)
+    ]
+    problem, count = numbers_rise(wire(frames), ROUTER)
+    assert (not problem) is good
+    assert not good or count == len(sent)
