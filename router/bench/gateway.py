@@ -42,6 +42,8 @@ MTUS: Final = (1500, 8500)
 PORT_MTU: Final = 9216
 WIREGUARD_OVERHEAD: Final = 80
 MACSEC_OVERHEAD: Final = 32
+REPLAY_WINDOW: Final = 1 << 16
+"""Frames, where several cores send."""
 WAIT_S: Final = 15.0
 LOSS_MAX: Final = 0.01
 """Share of datagrams that may be lost at the rate that counts. On a machine with other work less says
@@ -53,6 +55,8 @@ SETTLE_S: Final = 0.03
 """What has not arrived by then was lost, or waited in a queue that grows."""
 FASTPATHS: Final = ("fastpath", "fastpath-packet", "fastpath-xdp-tx", "fastpath-xdp")
 """`fastpath` chooses the port's path as in service; the others are told which."""
+TWO_CORES: Final = "fastpath-2-cores"
+"""As `fastpath`, but two cores send for one channel (and its wire has two queues)."""
 PATHS: Final = ("veth", "fastpath", "kernel", "wireguard-go")
 _SUITE: Final = CipherSuite.GCM_AES_XPN_256
 _FAR: Final = "10.9.0.2"
@@ -120,8 +124,8 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 
 
 @asynccontextmanager
-async def _wire() -> AsyncIterator[tuple[End, End]]:
-    """Two namespaces and a veth pair; `wire` is its name in both."""
+async def _wire(queues: int = 1) -> AsyncIterator[tuple[End, End]]:
+    """Two namespaces and a veth pair of `queues` queues each way; `wire` is its name in both."""
     stem = f"lmb{os.getpid()}{secrets.token_hex(2)}"
     with tempfile.TemporaryDirectory(prefix=stem) as directory:
         ends = [End(f"{stem}{name}", host, Path(directory) / name) for host, name in enumerate("ab", 1)]
@@ -132,7 +136,7 @@ async def _wire() -> AsyncIterator[tuple[End, End]]:
                 _ip("netns", "add", end.ns)
                 made.append(end.ns)
                 end.ip("link", "set", "lo", "up")
-            mtu = ("mtu", str(PORT_MTU))
+            mtu = ("mtu", str(PORT_MTU), "numtxqueues", str(queues), "numrxqueues", str(queues))
             _ip(
                 *("link", "add", "wire", *mtu, "netns", ends[0].ns, "type", "veth"),
                 *("peer", "name", "wire", *mtu, "netns", ends[1].ns),
@@ -156,9 +160,9 @@ async def _veth(mtu: int) -> AsyncIterator[tuple[End, End]]:
 
 
 @asynccontextmanager
-async def _fastpath(mtu: int, path: str) -> AsyncIterator[tuple[End, End]]:
-    """Our data plane's process on both ends, with keys made for it."""
-    async with _wire() as ends:
+async def _fastpath(mtu: int, path: str, cores: int = 1) -> AsyncIterator[tuple[End, End]]:
+    """Our data plane's process on both ends, with keys made for it; `cores` send for the channel."""
+    async with _wire(cores) as ends:
         processes: list[subprocess.Popen[bytes]] = []
         clients: list[DataplaneClient] = []
         try:
@@ -178,12 +182,13 @@ async def _fastpath(mtu: int, path: str) -> AsyncIterator[tuple[End, End]]:
                     "macsec0",
                     "wire",
                     _SUITE,
-                    0,
+                    0 if cores == 1 else REPLAY_WINDOW,
                     True,
                     1,
                     PORT_MTU,
                     (feature,),
                     path=path,
+                    cores=cores,
                 )
                 if errors := await control.want([wanted]):
                     raise BenchError(f"the data plane refused {path}: {'; '.join(errors.values())}")
@@ -306,6 +311,8 @@ async def candidate(path: str, mtu: int) -> AsyncIterator[tuple[End, End]]:
         way = _kernel(mtu)
     elif path == "wireguard-go":
         way = _wireguard(mtu)
+    elif path == TWO_CORES:
+        way = _fastpath(mtu, "auto", cores=2)
     else:
         way = _fastpath(mtu, path.removeprefix("fastpath").removeprefix("-") or "auto")
     async with way as (a, b):
@@ -387,26 +394,33 @@ async def iperf(a: End, b: End, seconds: int, *options: str) -> dict[str, Any]:
         server.wait()
 
 
-async def _samples(paths: Sequence[str], mtu: int, seconds: int, rounds: int) -> dict[str, list[float]]:
+async def _samples(
+    paths: Sequence[str], mtu: int, seconds: int, rounds: int, streams: int
+) -> dict[str, list[float]]:
     samples: dict[str, list[float]] = {path: [] for path in paths}
     async with AsyncExitStack() as stack:
         ends = {path: await stack.enter_async_context(candidate(path, mtu)) for path in paths}
         for _ in range(rounds):
             for path, (a, b) in ends.items():
-                end = await iperf(a, b, seconds)
+                end = await iperf(a, b, seconds, "-P", str(streams))
                 samples[path].append(end["sum_received"]["bits_per_second"] / 1e9)
     return samples
 
 
-def tcp(paths: Sequence[str], mtu: int, seconds: int = 1, rounds: int = 3) -> list[dict[str, Any]]:
-    """One TCP stream by each path in turn: medians, and the median of the rounds' ratios to veth.
+def tcp(
+    paths: Sequence[str], mtu: int, seconds: int = 1, rounds: int = 3, streams: int = 1
+) -> list[dict[str, Any]]:
+    """TCP by each path in turn: medians, and the median of the rounds' ratios to veth.
 
     Raises BenchError.
     """
-    samples = asyncio.run(_samples(paths, mtu, seconds, rounds))
+    samples = asyncio.run(_samples(paths, mtu, seconds, rounds, streams))
     rows = []
     for path, values in samples.items():
-        row = {"path": path, "mtu": mtu, "gbps": cut(statistics.median(values), 2)}
+        row: dict[str, Any] = {"path": path, "mtu": mtu}
+        if streams > 1:
+            row["streams"] = streams
+        row |= {"gbps": cut(statistics.median(values), 2)}
         if veth := samples.get("veth"):
             ratios = [ours / plain for ours, plain in zip(values, veth, strict=True)]
             row["of_veth"] = cut(statistics.median(ratios), 2)
