@@ -504,9 +504,13 @@ def rotate(
     if not _poke(run_dir):
         fail("the key daemon does not answer; it takes the key when it comes back", EXIT_NO)
     chain.wipe()
+    seen = _running(run_dir).get(channel, {})
+    server = next((p["key_server"] for p in seen.get("participants", ()) if p["principal"]), None)
+    # Whoever makes the SAKs chooses the CAK that they are made under.
+    when = "" if server in {None, seen.get("sci")} else f" when the key server, {server}, does"
     _done(
-        {"channel": channel, "ckn": name.hex()},
-        f"{channel}: going over to {name.hex()}; `keys explain {channel}` shows when",
+        {"channel": channel, "ckn": name.hex(), "key_server": server},
+        f"{channel}: going over to {name.hex()}{when}; `keys explain {channel}` shows it",
         json=json,
     )
 

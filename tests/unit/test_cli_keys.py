@@ -205,8 +205,9 @@ def test_a_rotation_from_the_first_command_to_the_last(live):
     assert live("rotate", "a1")[1]["rule"] == "new_not_live"
     assert live("add", "a2")[1]["rule"] == "other_channel"
     live.key("a1", new)
+    live.seen["a1"]["participants"] = [{"principal": True, "key_server": "02:00:00:00:01:01/1"}]
     code, rotated = live("rotate", "a1")
-    assert (code, rotated["ckn"]) == (0, new)
+    assert (code, rotated["ckn"], rotated["key_server"]) == (0, new, "02:00:00:00:01:01/1")
     stored = json.loads(Path(added["file"]).read_text())
     assert (stored["standby"], stored["start"] is not None) == (False, True)
     live.key("a1", old, in_use=False)
