@@ -24,7 +24,7 @@ import json
 import os
 import socket
 import struct
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -51,7 +51,7 @@ from router.mka.events import (
 )
 from router.mka.explain import KaySnapshot
 from router.mka.kay import HISTORY_MAX, Handover, Kay, KayConfig, KeyEntry
-from router.mka.mkpdu import PAE_GROUP_ADDRESS
+from router.mka.mkpdu import MI_SIZE, PAE_GROUP_ADDRESS
 from router.mka.participant import Identity
 from router.model import CipherSuite, Confidentiality, Sci
 from router.secy import SecY, SecyState
@@ -93,24 +93,34 @@ class DriverCounters:
 
 
 class UsedKeys:
-    """Key ids of this port that were installed, in a file on tmpfs; None keeps nothing."""
+    """Key ids of this port that were installed, in a file on tmpfs; None keeps nothing.
+
+    The last one of each key server's MI stands for all before it: key numbers only rise.
+    """
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
-        self._ids: deque[bytes] = deque(maxlen=HISTORY_MAX)
+        self._last: OrderedDict[bytes, bytes] = OrderedDict()
         if path is not None and path.exists():
             for line in path.read_text().split():
                 with suppress(ValueError):
-                    self._ids.append(bytes.fromhex(line))
+                    self._remember(bytes.fromhex(line))
 
     def __iter__(self) -> Any:
-        return iter(tuple(self._ids))
+        return iter(tuple(self._last.values()))
 
     def add(self, key_id: bytes) -> None:
         """Remember, before the key is used. Raises OSError."""
-        self._ids.append(key_id)
+        self._remember(key_id)
         if self._path is not None:
-            _replace(self._path, "".join(f"{key.hex()}\n" for key in self._ids))
+            _replace(self._path, "".join(f"{key.hex()}\n" for key in self))
+
+    def _remember(self, key_id: bytes) -> None:
+        mi = key_id[:MI_SIZE]
+        self._last[mi] = max(key_id, self._last.get(mi, b""))
+        self._last.move_to_end(mi)
+        while len(self._last) > HISTORY_MAX:
+            self._last.popitem(last=False)
 
 
 class HandoverFile:

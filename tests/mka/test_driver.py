@@ -473,4 +473,17 @@ def test_used_keys_are_private_and_survive(tmp_path):
     keys.add(bytes(15) + b"\1")
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     path.write_text(path.read_text() + "rubbish\n")
-    assert list(UsedKeys(path)) == [bytes(16), bytes(15) + b"\1"]
+    assert list(UsedKeys(path)) == [bytes(15) + b"\1"]
+
+
+def test_a_thousand_keys_of_one_server_push_out_no_other_s(tmp_path):
+    """The last of each key server is kept, whatever came in between, and a lower one changes nothing."""
+    keys = UsedKeys(tmp_path / "a.used")
+    keys.add(b"x" * 12 + (7).to_bytes(4))
+    for number in range(1, 1001):
+        keys.add(b"y" * 12 + number.to_bytes(4))
+    keys.add(b"y" * 12 + (3).to_bytes(4))
+    assert list(UsedKeys(tmp_path / "a.used")) == [
+        b"x" * 12 + (7).to_bytes(4),
+        b"y" * 12 + (1000).to_bytes(4),
+    ]
