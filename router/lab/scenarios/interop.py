@@ -4,7 +4,8 @@ All four suites, with and without the SCI in the SecTAG, from PN 1 and with XPN 
 inside, sizes from the shortest to the largest; the driver's frames that are authenticated and not
 encrypted. Then frames that the readable twin of the data plane makes under the same keys and puts
 on the wire for both: late ones inside the replay window and behind it, frames that come twice, and
-short ones with padding behind the ICV.
+short ones with padding behind the ICV. In the end a capture of both ends' frames is decrypted by
+`lastmile frames` and read by tshark.
 """
 
 from __future__ import annotations
@@ -16,17 +17,21 @@ import re
 import secrets
 import socket
 import sys
+import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Final
 
 from router.dataplane.frame import Policy, ReferenceSecy
+from router.dataplane.pcap import PcapWriter
 from router.lab.capture import ETHERTYPE_MACSEC, cleartext_frames, protected_frames
 from router.lab.lab import Lab
+from router.lab.network import write_private
 from router.lab.poll import reached, until
 from router.lab.report import Report
-from router.lab.scenarios.fastpath import ask_dataplane, dataplane_status
+from router.lab.scenarios.fastpath import ETH_P_ALL, ask_dataplane, dataplane_status
 from router.lab.topology import Edge
 from router.model import CipherSuite, Sci, Secret
 from router.secy import SaKey
@@ -278,6 +283,7 @@ def interop(lab: Lab, report: Report) -> None:
     for case in (Case("gcm-aes-256", True, 1), Case("gcm-aes-xpn-256", False, 1)):
         _made_frames(pair, case)
     _window_across_the_wrap(pair)
+    _capture(pair)
     report.figure("cases", len(cases()))
     report.figure("frames_validated", frames)
     path = lab.stop_captures()[pair.edge.channel]
@@ -437,6 +443,43 @@ def _window_across_the_wrap(pair: Pair) -> None:
         ):
             seen = way.takes(frames[number])
             pair.report.check(f"window across 2^32: {what}: {wanted} at ours", seen == wanted, seen)
+
+
+def _capture(pair: Pair) -> None:
+    """What a network engineer does with a capture and the keys: decrypt it, and look with his own tools."""
+    lab, edge = pair.lab, pair.edge
+    case = Case("gcm-aes-xpn-256", True, 1)
+    pair.key(case)
+    directory = lab.router.run_directory
+    wire, keys, plain = (directory / name for name in ("wire.pcap", "keys.yaml", "plain.pcap"))
+    node, device = lab.network.tapped(edge)
+    with node.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as tap, wire.open("wb") as file:
+        tap.bind((device, ETH_P_ALL))
+        pair.ping(1000)
+        tap.setblocking(False)
+        writer = PcapWriter(file)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                writer.write(time.time_ns(), tap.recv(1 << 16))
+    association = "  - {{sci: {}, an: {}, ssci: {}, salt: {}, sak: {}}}\n"
+    write_private(
+        keys,
+        f"suite: {case.suite}\nassociations:\n"
+        + association.format(f"{edge.router_sci_mac}/1", OUR_AN, OUR_SSCI, SALT, pair.saks[0])
+        + association.format(f"{pair.edge_mac}/1", EDGE_AN, EDGE_SSCI, SALT, pair.saks[1]),
+    )
+    verb = ["frames", "validate", str(wire), "--keys", str(keys), "--out", str(plain), "--json"]
+    said = json.loads(lab.network.router.run(*lab.router.command(*verb)))
+    pair.report.check(
+        "lastmile frames decrypts a capture of both ends",
+        said["ok"] and said["frames_out"] >= 2 * PINGS,
+        f"{said['frames_out']} of {said['frames_in']} frames, dropped {said['dropped']}",
+    )
+    fields = ["-T", "fields", "-e", "vlan.id", "-e", "icmp.type"]
+    shown = lab.network.router.run("tshark", "-r", str(plain), "-Y", "icmp", *fields).splitlines()
+    wanted = {f"{edge.vlan}\t8": PINGS, f"{edge.vlan}\t0": PINGS}
+    seen = dict(Counter(shown))
+    pair.report.check("tshark reads it: echoes and replies in their VLAN", seen == wanted, str(seen))
 
 
 def _record(wire: socket.socket, edge: Edge) -> tuple[bytes, bytes]:
