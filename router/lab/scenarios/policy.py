@@ -178,6 +178,7 @@ def _becomes_must_secure(channel: Channel) -> None:
         "should-secure -> must-secure" in planned and "nothing passes in clear" in planned,
         next((line.strip() for line in planned.splitlines() if "MACsec policy" in line), planned[-200:]),
     )
+    prober = channel.prober()  # connected while there is a route: the data plane's devices lose carrier
     began = time.monotonic()
     code, answer = lab.router.request("POST", "/v1/reload", {})
     report.check("the reload is taken", code == http.client.OK, str(answer)[:200])
@@ -187,7 +188,6 @@ def _becomes_must_secure(channel: Channel) -> None:
     _captured(channel)
     lab.start_captures()
     before = _macsec(channel)
-    prober = channel.prober()
     prober.start()
     _slip_in(channel)
     time.sleep(PROBED_S)
