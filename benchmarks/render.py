@@ -11,15 +11,18 @@ from pathlib import Path
 
 RESULTS = Path(__file__).parent / "results"
 DIRECTIONS = ("protect", "validate")
+PEERS = ("ipsec-mb", "openssl", "cryptography")
+BARE = "best peer, cipher alone"
 COLOURS = {
     "vaes512": "#c2185b",
     "ipsec-mb": "#1565c0",
     "vaes256": "#ef6c00",
-    "aesni": "#f9a825",
+    "aesni": "#8e24aa",
     "openssl": "#2e7d32",
     "cryptography": "#616161",
+    BARE: "#1565c0",
 }
-PANEL_W, PANEL_H, LEFT, TOP, GAP, LEGEND_W = 360, 300, 56, 56, 56, 120
+PANEL_W, PANEL_H, LEFT, TOP, GAP, LEGEND_W = 360, 300, 56, 56, 56, 190
 
 
 def lines_of(rows, suite, direction, value):
@@ -55,8 +58,19 @@ def table(title, rows, limit):
     return "\n".join(out)
 
 
-def svg(title, rows, suite):
-    """Share of the port limit by frame size, a panel a direction."""
+def best_of_peers(rows, suite):
+    """The fastest peer of each size and direction, as rows of a backend of their own."""
+    found = {}
+    for row in rows:
+        key = (row["direction"], row["size"])
+        if row["suite"] == suite and row["backend"] in PEERS:
+            found[key] = max(found.get(key, row), row, key=lambda one: one["gbps"])
+    return [row | {"backend": BARE} for row in found.values()]
+
+
+def svg(title, rows, suite, beside=()):
+    """Share of the port limit by frame size, a panel a direction; dashed: the best peer `beside`."""
+    rows = [*rows, *best_of_peers(beside, suite)]
     sizes = sorted({row["size"] for row in rows})
     top = max(1.0, math.ceil(max(row["of_limit"] for row in rows if row["suite"] == suite) * 5) / 5)
     width = LEFT + 2 * PANEL_W + GAP + LEGEND_W
@@ -93,7 +107,8 @@ def svg(title, rows, suite):
         for backend, line in lines_of(rows, suite, direction, "of_limit").items():
             colour = COLOURS.get(backend, "#000000")
             points = " ".join(f"{x(s):.1f},{y(line[s]):.1f}" for s in sizes if s in line)
-            out.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>')
+            dash = ' stroke-dasharray="6 3"' if backend == BARE else ""
+            out.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"{dash}/>')
             out += [
                 f'<circle cx="{x(s):.1f}" cy="{y(line[s]):.1f}" r="3" fill="{colour}"/>'
                 for s in sizes
@@ -103,8 +118,9 @@ def svg(title, rows, suite):
         at = TOP + 12 + 20 * number
         left = LEFT + 2 * PANEL_W + GAP + 14
         colour = COLOURS.get(backend, "#000000")
+        dash = ' stroke-dasharray="6 3"' if backend == BARE else ""
         out.append(
-            f'<line x1="{left}" x2="{left + 18}" y1="{at}" y2="{at}" stroke="{colour}" stroke-width="2"/>'
+            f'<line x1="{left}" x2="{left + 18}" y1="{at}" y2="{at}" stroke="{colour}" stroke-width="2"{dash}/>'
         )
         out.append(f'<text x="{left + 24}" y="{at + 4}">{backend}</text>')
     return "\n".join([*out, "</svg>", ""])
@@ -121,7 +137,8 @@ def render(name, title, document):
     limit = document["port_limit"]
     (RESULTS / f"{name}.md").write_text(table(title, document["rows"], limit))
     if limit:
-        text = svg(f"{title}, gcm-aes-xpn-256", document["rows"], "gcm-aes-xpn-256")
+        suite = "gcm-aes-xpn-256"
+        text = svg(f"{title}, {suite}", document["rows"], suite, document.get("beside", ()))
         (RESULTS / f"{name}.svg").write_text(text)
 
 

@@ -196,7 +196,7 @@ def _tier_table(tiers: Sequence[dict[str, Any]], cores: int, console: Console) -
         table.add_row(tier, *cells)
     console.print(table)
     console.print(
-        "imix is 64, 576 and 1500 octets 7:4:1, jumbo 9000. Memory to memory: the port's and the TAP's"
+        "imix is 64, 576 and 1500 octets 7:4:1, each in runs; jumbo 9000. Memory to memory: the port's and the TAP's"
         " cost a frame comes on top, and the gateway figures show it."
     )
 
