@@ -61,6 +61,7 @@ class Faults:
         self.report = report
         self.far = self.channel.far_keyd
         self.used: list[str] = []
+        """KIs in the order in which they came into use; one that came back is in it again."""
         self.worst_ms = 0
 
     def serve(self, priority: int) -> None:
@@ -80,7 +81,7 @@ class Faults:
         """Wait until both ends hold one key, and remember it. Raises LabError."""
         until(lambda: settled(self.channel), SETTLE_TIMEOUT_S, lambda: "the last rotation does not end")
         key = self.channel.current()
-        if key and key not in self.used:
+        if key and [key] != self.used[-1:]:
             self.used.append(key)
 
     def fresh(self) -> bool:
