@@ -46,7 +46,7 @@ def _console() -> Console:
 
 
 @contextlib.contextmanager
-def _environment() -> Iterator[None]:
+def _environment(interrupted_is: str = "everything is removed") -> Iterator[None]:
     """A lab that cannot be built is a sentence and exit status 2; SIGTERM unwinds like Ctrl-C."""
 
     def interrupted(*_: object) -> None:
@@ -59,7 +59,7 @@ def _environment() -> Iterator[None]:
         typer.echo(f"lastmile lab: {error}", err=True)
         raise typer.Exit(2) from error
     except KeyboardInterrupt:
-        typer.echo("lastmile lab: interrupted; everything is removed", err=True)
+        typer.echo(f"lastmile lab: interrupted; {interrupted_is}", err=True)
         raise typer.Exit(130) from None
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -245,7 +245,7 @@ def exec_(
         stream.buffer.write(data)
         stream.flush()
 
-    with _environment():
+    with _environment("the lab is still up"):
         there = holder.current()
         if there is None:
             raise LabError("no lab is up; `lastmile lab up` starts one")
