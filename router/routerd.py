@@ -123,6 +123,9 @@ class Daemon:
         """Who does MACsec, by channel, and why."""
         self._dataplane = DataplaneClient(run_dir)
         self._dataplane_problem = ""
+        """Why the data plane does nothing at all, where it does not answer."""
+        self._dataplane_errors: dict[str, str] = {}
+        """What it could not do, by SecY or device."""
         self._want_now = asyncio.Event()
 
     # Running
@@ -231,14 +234,15 @@ class Daemon:
             if channels:
                 try:
                     errors = await control.want(wanted_channels(config, channels))
-                    problem = "; ".join(f"{name}: {reason}" for name, reason in sorted(errors.items()))
+                    problem = ""
                 except KernelError as error:
-                    problem = str(error)
-                if problem != self._dataplane_problem:
-                    (self._log.warning if problem else self._log.info)(
-                        "dataplane.problem" if problem else "dataplane.ok", reason=problem or None
+                    errors, problem = {}, str(error)
+                if (problem, errors) != (self._dataplane_problem, self._dataplane_errors):
+                    bad = problem or "; ".join(f"{name}: {reason}" for name, reason in sorted(errors.items()))
+                    (self._log.warning if bad else self._log.info)(
+                        "dataplane.problem" if bad else "dataplane.ok", reason=bad or None
                     )
-                self._dataplane_problem = problem
+                self._dataplane_problem, self._dataplane_errors = problem, errors
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._want_now.wait(), DATAPLANE_CHECK_S if channels else None)
 
@@ -664,8 +668,12 @@ class Daemon:
             for key, error in self._reconciler.errors.items()
             if error.attempts and devices & set(key.name.split())
         ]
-        if channel.secy == "fastpath" and self._dataplane_problem:
-            errors.insert(0, f"data plane: {self._dataplane_problem}")
+        if channel.secy == "fastpath":
+            named = [
+                f"{name}: {why}" for name, why in sorted(self._dataplane_errors.items()) if name in devices
+            ]
+            if problem := self._dataplane_problem or "; ".join(named):
+                errors.insert(0, f"data plane: {problem}")
         return errors
 
     def _mtu_problem(self, feature: Feature) -> str:
