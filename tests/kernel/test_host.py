@@ -170,6 +170,38 @@ async def test_bgp_is_taken_from_peers_only(kernel):
             pass
 
 
+async def test_a_guard_that_may_pass_vlan_frames_does_and_stops_it_when_its_list_shrinks(kernel):
+    """should-secure and back: 802.1Q passes with the one list and not with the other; a bare IPv4 frame never."""
+    if not isinstance(kernel._guards, NftGuard):
+        pytest.skip("this kernel guards with tc")
+    opens = EgressGuard("d0", (0x8100, *GUARD.ethertypes))
+    for guard, expected in ((opens, [0x8100, 0x88E5]), (GUARD, [0x88E5]), (opens, [0x8100, 0x88E5])):
+        await reach(kernel, DesiredState((guard, PortLink("d0", 1500, up=True, guarded=True))))
+        assert sent_through("d0", "d1", (0x8100, 0x0800, 0x88E5)) == expected
+
+
+def sent_through(device, far, ethertypes):
+    """Write a frame of each type to a device; return the types that arrive at the far end."""
+    seen = []
+    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3)) as tap:
+        tap.bind((far, 3))
+        tap.settimeout(0.3)
+        with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as sender:
+            for ethertype in ethertypes:
+                # The tag of an 802.1Q frame is told beside the frame: what follows it is 0x88B5 here.
+                payload = bytes((0, 5, 0x88, 0xB5)) if ethertype == 0x8100 else b""
+                frame = b"\2" * 12 + ethertype.to_bytes(2, "big") + payload + bytes(60)
+                with contextlib.suppress(OSError):  # dropped by the hook
+                    sender.sendto(frame, (device, ethertype))
+        with contextlib.suppress(TimeoutError):
+            while True:
+                frame, address = tap.recvfrom(2048)
+                if address[2] != socket.PACKET_OUTGOING and frame[:12] == b"\2" * 12:
+                    found = int.from_bytes(frame[12:14], "big")
+                    seen.append(0x8100 if found == 0x88B5 else found)
+    return seen
+
+
 async def test_the_guard_reads_the_frame(kernel):
     """With nftables nothing in clear passes in or out, not even with a forged protocol; MACsec and EAPOL do."""
     if not isinstance(kernel._guards, NftGuard):
