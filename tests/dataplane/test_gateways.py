@@ -69,6 +69,31 @@ async def test_port_of_ordinary_mtu(path):
         assert (await server.line())["sha256"] == sent["sha256"]
 
 
+@pytest.mark.parametrize("path", PATHS)
+async def test_the_longest_packet(path):
+    """IP packets of 9216 octets pass where the port carries 36 more, TCP too; one octet more does not."""
+    mtu, port_mtu = 9216, 9216 + 36
+    async with wire(path) as (a, b):
+        for gateway in (a, b):
+            assert gateway.run("ip", "link", "set", "wire", "mtu", str(port_mtu)).returncode == 0
+        for gateway in (a, b):
+            await gateway.start()
+            await gateway.want(port_mtu=port_mtu, features=(WantedFeature("f.100", 100, mtu),))
+            gateway.run(
+                "ip", "addr", "add", {"a": "10.9.0.1/24", "b": "10.9.0.2/24"}[gateway.name], "dev", "f.100"
+            )
+            gateway.run("ip", "link", "set", "f.100", "up")
+        await key(a, b)
+        await until(a.carrier, "carrier")
+        await until(b.carrier, "carrier")
+        assert a.ping("10.9.0.2", size=mtu - 28)
+        assert not a.ping("10.9.0.2", size=mtu - 27, count_=1)
+        server = await b.helper("tcp-receive", "10.9.0.2")
+        sent = await (await a.helper("tcp-send", "10.9.0.2", "16", ready=False)).line()
+        assert (await server.line())["sha256"] == sent["sha256"]
+        assert (await a.counters())["out_pkts_too_long"] == 0
+
+
 async def test_auto_takes_the_path_that_was_measured_to_be_fastest():
     """`auto` measures the paths on this machine, takes the fastest, and tells both in its status."""
     async with pair("auto") as (a, _b):
@@ -213,9 +238,10 @@ async def test_bad_frames_are_dropped_by_name():
         assert {name: counters[name] for name in cases} == {name: len(fs) for name, fs in cases.items()}
 
 
-async def test_foreign_frames_stay_with_the_kernel():
+@pytest.mark.parametrize("path", PATHS)
+async def test_foreign_frames_stay_with_the_kernel(path):
     """EAPOL and plain frames on the port are neither taken nor delivered to a TAP."""
-    async with pair() as (a, b):
+    async with pair(path) as (a, b):
         before = (await a.counters())["in_frames"]
         taps = await a.helper("capture", "f.100")
         port = await a.helper("capture", "wire")
