@@ -37,6 +37,9 @@ EACH_TIME = {
     "sak-rotation",
     "xpn-wrap",
     "keychain",
+    "fastpath-interop",
+    "fastpath-crash",
+    "fastpath-soak",
 }
 """What `make test` runs in twenty minutes; the others are slow, or need a machine of their own for
 their timing: `make test-lab` runs all."""
@@ -89,8 +92,16 @@ def test_scenario(name, edges):
     assert set(data) == {"scenario", "ok", "checks", "figures"}
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["four-channels", "drift", "restart", "sak-rotation", "xpn-wrap"])
+WITH_THE_DATA_PLANE = ("four-channels", "drift", "restart", "sak-rotation", "xpn-wrap")
+WITH_THE_DATA_PLANE_EACH_TIME = {"four-channels", "sak-rotation"}
+
+
+def run_with_the_data_plane(name):
+    marks = () if name in WITH_THE_DATA_PLANE_EACH_TIME else (pytest.mark.slow,)
+    return pytest.param(name, marks=marks, id=name)
+
+
+@pytest.mark.parametrize("name", [run_with_the_data_plane(name) for name in WITH_THE_DATA_PLANE])
 def test_scenario_with_the_data_plane(name):
     """The same checks hold where the router's own data plane does MACsec."""
     done = lab("run", name, "--secy", "fastpath", "--json")
@@ -99,6 +110,41 @@ def test_scenario_with_the_data_plane(name):
     failed = [check for check in data["checks"] if not check["ok"]]
     assert not failed, json.dumps(failed, indent=1) + done.stderr[-STDERR_TAIL:]
     assert (done.returncode, data["ok"]) == (0, True)
+
+
+def lab_command(*arguments, stdin=""):
+    """Run the command where its lab outlives it."""
+    command = [sys.executable, "-m", "router.cli.main", "lab", *arguments]
+    return subprocess.run(command, input=stdin, capture_output=True, text=True, check=False, timeout=300)
+
+
+@pytest.fixture
+def lab_with_the_data_plane():
+    """`lab up --secy fastpath`: the lab that a user looks around in, until the test ends."""
+    done = lab_command("up", "static-keys", "--secy", "fastpath")
+    assert done.returncode == 0, done.stderr
+    yield
+    done = lab_command("down")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.usefixtures("lab_with_the_data_plane")
+def test_a_lab_with_the_data_plane_can_be_looked_around_in():
+    """Commands reach every node, in whichever kernel it is; the router's own say who does MACsec and why."""
+    facts = json.loads(lab_command("status", "--json").stdout)
+    assert facts["secy"] == "fastpath"
+    assert {channel["verdict"] for channel in facts["router"]["channels"]} == {"up"}
+    assert {channel["macsec"]["secy"] for channel in facts["router"]["channels"]} == {"fastpath"}
+    shown = lab_command("exec", "r", "--", "lastmile", "status", "-v").stdout
+    assert shown.count("data plane: configured") == 4
+    edge = lab_command("exec", "pe1", "--", "ip", "macsec", "show")
+    assert "cipher suite: GCM-AES-XPN-256" in edge.stdout
+    echoed = lab_command("exec", "pe1", "--", "sh", "-c", "cat; exit 7", stdin="hello\n" * 2000)
+    assert (echoed.returncode, echoed.stdout) == (7, "hello\n" * 2000)
+    ping = lab_command("exec", "br", "--", "ping", "-c1", "-W2", "-M", "do", "-s", "8472", "10.20.1.10")
+    assert ping.returncode == 0, ping.stdout
+    plan = lab_command("exec", "r", "--", "lastmile", "plan", "/run/lastmile-lab/config/static-keys.yaml")
+    assert plan.stdout.count("fastpath (configured)") == 4
 
 
 def test_unknown_scenario_is_a_sentence():
