@@ -379,6 +379,10 @@ static void test_clear(unsigned path)
     CHECK_EQUAL(frame[14] & (SECTAG_TCI_E | SECTAG_TCI_C), SECTAG_TCI_E | SECTAG_TCI_C);
     CHECK_EQUAL(frame[DATA + 23], (uint8_t)(339 + 23)); /* the 30th octet of secure data */
     CHECK(memcmp(frame + DATA + 24, "\x6b\x6c\x6d\x6e\x6f\x70\x71\x72", 8) != 0);
+    CHECK_EQUAL(secy_set_confidentiality(bench.far, 1, 30), 0);
+    out_once(&bench, 341);
+    in_once(&bench, 342, VID, true);
+    CHECK_EQUAL(secy_set_confidentiality(bench.far, 1, 0), 0);
     CHECK_EQUAL(channel_set_confidentiality(bench.channel, 1, 0), 0);
     out_once(&bench, 340);
     CHECK_EQUAL(channel_set_clear(bench.channel, 1), 0); /* and freed while it is open */
