@@ -139,9 +139,10 @@ struct plan {
     int width;  /* units of each frame in a step */
     int same;   /* all frames have the lengths of the first */
     int single; /* and one step is enough for them */
+    int listed; /* they are those of a list; else they follow each other */
 };
 
-/* The i-th group of `ops`, which have the same lengths, or else the frames of `list`. */
+/* The i-th group of `ops`, or of `list`. */
 INLINE struct group group_of(struct gcm_op *ops, struct gcm_op *const *list, size_t i,
                              struct plan plan)
 {
@@ -149,7 +150,8 @@ INLINE struct group group_of(struct gcm_op *ops, struct gcm_op *const *list, siz
 
     UNROLL for (int f = 0; f < plan.frames; f++)
     {
-        g.op[f] = plan.same ? &ops[i * (size_t)plan.frames + (size_t)f] : list[f];
+        const size_t at = i * (size_t)plan.frames + (size_t)f;
+        g.op[f] = plan.listed ? list[at] : &ops[at];
         g.data[f] = g.op[f]->data_len ? g.op[f]->data : g.op[f]->tag; /* never NULL to add to */
         g.len[f] = plan.same ? g.op[0]->data_len : g.op[f]->data_len;
         g.end = g.len[f] > g.end ? g.len[f] : g.end;
@@ -423,8 +425,8 @@ INLINE void prefetch(const struct group *next, uint32_t at, struct plan plan)
     }
 }
 
-/* `groups` times plan.frames frames: of `ops`, all of the same lengths; or else (plan.same is 0)
- * one group, the frames of `list`, which have the same number of chunks.
+/* `groups` times plan.frames frames, of `ops` or of `list`: all of the same lengths; or else
+ * (plan.same is 0) one group, which has the same number of chunks.
  *
  * Sealing, the hash is one step behind the cipher, also from one group to the next; opening, both
  * work on the same units. */
@@ -598,55 +600,79 @@ INLINE void solo(const struct vaes512_key *key, struct gcm_op *op, int rounds, i
 /* ---- one function per number of rounds and direction: the compiler unrolls each ---- */
 
 typedef void equal_fn(const struct vaes512_key *key, struct gcm_op *ops, size_t groups);
+typedef void listed_fn(const struct vaes512_key *key, struct gcm_op *const *list, size_t groups);
 typedef void mixed_fn(const struct vaes512_key *key, struct gcm_op *const *op);
 typedef void solo_fn(const struct vaes512_key *key, struct gcm_op *op);
 
+/* Frames of one length: groups of eight up to one unit, of four up to two units, of four of any. */
+enum { EIGHTS, TWO, EQUAL, WAYS };
+
 struct kernels {
-    equal_fn *eights; /* groups of eight frames of one length, up to one unit */
-    equal_fn *two;    /* groups of four frames of one length, up to two units */
-    equal_fn *equal;  /* the same of any length */
-    mixed_fn *mixed;  /* four frames of several lengths */
+    equal_fn *equal[WAYS];   /* that follow each other */
+    listed_fn *listed[WAYS]; /* that stand in a list */
+    mixed_fn *mixed;         /* four frames of several lengths */
     solo_fn *solo;
 };
 
 #define NOINLINE static __attribute__((noinline))
+#define SAME(name, rounds, open, frames, width, single)                                            \
+    NOINLINE void name(const struct vaes512_key *key, struct gcm_op *ops, size_t groups)           \
+    {                                                                                              \
+        stream(key, ops, NULL, groups, (struct plan){rounds, open, frames, width, 1, single, 0});  \
+    }                                                                                              \
+    NOINLINE void name##_listed(const struct vaes512_key *key, struct gcm_op *const *list,         \
+                                size_t groups)                                                     \
+    {                                                                                              \
+        stream(key, NULL, list, groups, (struct plan){rounds, open, frames, width, 1, single, 1}); \
+    }
 #define KERNELS(name, rounds, open)                                                                \
-    NOINLINE void eights_##name(const struct vaes512_key *key, struct gcm_op *ops, size_t groups)  \
-    {                                                                                              \
-        stream(key, ops, NULL, groups, (struct plan){rounds, open, 8, 1, 1, 1});                   \
-    }                                                                                              \
-    NOINLINE void two_##name(const struct vaes512_key *key, struct gcm_op *ops, size_t groups)     \
-    {                                                                                              \
-        stream(key, ops, NULL, groups, (struct plan){rounds, open, 4, 2, 1, 1});                   \
-    }                                                                                              \
-    NOINLINE void equal_##name(const struct vaes512_key *key, struct gcm_op *ops, size_t groups)   \
-    {                                                                                              \
-        stream(key, ops, NULL, groups, (struct plan){rounds, open, 4, 2, 1, 0});                   \
-    }                                                                                              \
+    SAME(eights_##name, rounds, open, 8, 1, 1)                                                     \
+    SAME(two_##name, rounds, open, 4, 2, 1)                                                        \
+    SAME(equal_##name, rounds, open, 4, 2, 0)                                                      \
     NOINLINE void mixed_##name(const struct vaes512_key *key, struct gcm_op *const *op)            \
     {                                                                                              \
-        stream(key, NULL, op, 1, (struct plan){rounds, open, 4, 2, 0, 0});                         \
+        stream(key, NULL, op, 1, (struct plan){rounds, open, 4, 2, 0, 0, 1});                      \
     }                                                                                              \
     NOINLINE void solo_##name(const struct vaes512_key *key, struct gcm_op *op)                    \
     {                                                                                              \
         solo(key, op, rounds, open);                                                               \
     }                                                                                              \
-    static const struct kernels name = {eights_##name, two_##name, equal_##name, mixed_##name,     \
-                                        solo_##name};
+    static const struct kernels name = {                                                           \
+        {eights_##name, two_##name, equal_##name},                                                 \
+        {eights_##name##_listed, two_##name##_listed, equal_##name##_listed},                      \
+        mixed_##name,                                                                              \
+        solo_##name};
 
 KERNELS(seal_128, AES128_ROUNDS, 0)
 KERNELS(seal_256, AES256_ROUNDS, 0)
 KERNELS(open_128, AES128_ROUNDS, 1)
 KERNELS(open_256, AES256_ROUNDS, 1)
 
-/* ---- which frames meet in a quad ---- */
+/* ---- which frames meet in a group ---- */
 
-/* Lengths that may meet: equal numbers of units, then of chunks. */
-enum { CLASSES = LAST_CHUNK + CHUNKS_MAX };
+enum {
+    CLASSES = LAST_CHUNK + CHUNKS_MAX, /* of lengths that may meet: equal units, then chunks */
+    LISTS = 6,                         /* lengths that are looked for in a batch */
+    LIST_MAX = 32,
+};
 
-INLINE int equal_lengths(const struct gcm_op *a, const struct gcm_op *b)
+/* Frames of one length that do not follow each other. */
+struct list {
+    uint64_t lengths;
+    uint32_t count;
+    struct gcm_op *op[LIST_MAX];
+};
+
+/* Frames that wait for others of about their length. */
+struct waiting {
+    struct gcm_op *op[CLASSES][4];
+    uint8_t count[CLASSES];
+    uint64_t used;
+};
+
+INLINE uint64_t lengths_of(const struct gcm_op *op)
 {
-    return a->data_len == b->data_len && a->aad_len == b->aad_len;
+    return op->data_len | (uint64_t)op->aad_len << 32;
 }
 
 /* 0 .. CLASSES-1 */
@@ -656,54 +682,64 @@ INLINE uint32_t length_class(uint32_t data_len)
     return n <= LAST_CHUNK ? n : LAST_CHUNK - 1 + chunks(data_len);
 }
 
-static void batch(const struct kernels *kernels, const struct vaes512_key *key, struct gcm_op *ops,
-                  size_t n)
+/* How `count` frames of one length are done, and how many of them in a group. */
+INLINE int way_of(uint32_t data_len, size_t count)
 {
-    struct gcm_op *waiting[CLASSES][4];
-    uint8_t count[CLASSES] = {0};
-    uint64_t used = 0;
+    if (data_len <= UNIT && count >= 8)
+        return EIGHTS;
+    return data_len <= 2 * UNIT ? TWO : EQUAL;
+}
 
-    for (size_t i = 0, run; i < n; i += run) {
-        struct gcm_op *op = &ops[i];
+INLINE size_t group_size(int way)
+{
+    return way == EIGHTS ? 8 : 4;
+}
 
-        run = 1;
-        if (chunks(op->data_len) > CHUNKS_MAX) {
-            kernels->solo(key, op);
-            continue;
-        }
-        while (i + run < n && equal_lengths(op, op + run))
-            run++;
-        if (run >= 8 && op->data_len <= UNIT) {
-            run &= ~(size_t)7;
-            kernels->eights(key, op, run / 8);
-            continue;
-        }
-        if (run >= 4) {
-            run &= ~(size_t)3;
-            (op->data_len <= 2 * UNIT ? kernels->two : kernels->equal)(key, op, run / 4);
-            continue;
-        }
-        run = 1;
-        uint32_t class = length_class(op->data_len);
-        waiting[class][count[class]++] = op;
-        used |= 1ULL << class;
-        if (count[class] == 4) {
-            kernels->mixed(key, waiting[class]);
-            count[class] = 0;
-        }
+static void wait_for_others(const struct kernels *kernels, const struct vaes512_key *key,
+                            struct waiting *waiting, struct gcm_op *op)
+{
+    const uint32_t class = length_class(op->data_len);
+
+    waiting->op[class][waiting->count[class]++] = op;
+    waiting->used |= 1ULL << class;
+    if (waiting->count[class] == 4) {
+        kernels->mixed(key, waiting->op[class]);
+        waiting->count[class] = 0;
     }
+}
 
-    /* What is left, from short to long: short neighbours in quads, long frames alone. */
+/* Whole groups of a list; what is left waits for others. */
+static void work_off(const struct kernels *kernels, const struct vaes512_key *key,
+                     struct list *list, struct waiting *waiting)
+{
+    uint32_t done = 0;
+
+    while (list->count - done >= 4) {
+        const int way = way_of(list->op[0]->data_len, list->count - done);
+        const size_t groups = (list->count - done) / group_size(way);
+        kernels->listed[way](key, list->op + done, groups);
+        done += (uint32_t)(groups * group_size(way));
+    }
+    for (; done < list->count; done++)
+        wait_for_others(kernels, key, waiting, list->op[done]);
+    list->count = 0;
+}
+
+/* The end of a batch, from short to long: short neighbours in quads, long frames alone. */
+static void leftovers(const struct kernels *kernels, const struct vaes512_key *key,
+                      struct waiting *waiting)
+{
     struct gcm_op *four[4];
     size_t have = 0;
-    for (; used; used &= used - 1) {
-        uint32_t class = (uint32_t)__builtin_ctzll(used);
-        for (uint32_t c = 0; c < count[class]; c++) {
+
+    for (; waiting->used; waiting->used &= waiting->used - 1) {
+        uint32_t class = (uint32_t)__builtin_ctzll(waiting->used);
+        for (uint32_t c = 0; c < waiting->count[class]; c++) {
             if (class > LEFTOVER_UNITS) {
-                kernels->solo(key, waiting[class][c]);
+                kernels->solo(key, waiting->op[class][c]);
                 continue;
             }
-            four[have++] = waiting[class][c];
+            four[have++] = waiting->op[class][c];
             if (have == 4) {
                 kernels->mixed(key, four);
                 have = 0;
@@ -719,6 +755,53 @@ static void batch(const struct kernels *kernels, const struct vaes512_key *key, 
             four[f] = &nobody[f - have];
         kernels->mixed(key, four);
     }
+}
+
+static void batch(const struct kernels *kernels, const struct vaes512_key *key, struct gcm_op *ops,
+                  size_t n)
+{
+    struct list lists[LISTS];
+    struct waiting waiting;
+    uint32_t used = 0; /* lists */
+
+    waiting.used = 0;
+    memset(waiting.count, 0, sizeof waiting.count);
+    for (size_t i = 0, run; i < n; i += run) {
+        struct gcm_op *op = &ops[i];
+        uint32_t l = 0;
+
+        run = 1;
+        if (chunks(op->data_len) > CHUNKS_MAX) {
+            kernels->solo(key, op);
+            continue;
+        }
+        while (i + run < n && lengths_of(op + run) == lengths_of(op))
+            run++;
+        if (run >= 4) {
+            const int way = way_of(op->data_len, run);
+            const size_t groups = run / group_size(way);
+            kernels->equal[way](key, op, groups);
+            run = groups * group_size(way);
+            continue;
+        }
+        run = 1;
+        while (l < used && lists[l].lengths != lengths_of(op))
+            l++;
+        if (l == LISTS) {
+            wait_for_others(kernels, key, &waiting, op);
+            continue;
+        }
+        if (l == used) {
+            lists[used].lengths = lengths_of(op);
+            lists[used++].count = 0;
+        }
+        lists[l].op[lists[l].count++] = op;
+        if (lists[l].count == LIST_MAX)
+            work_off(kernels, key, &lists[l], &waiting);
+    }
+    for (uint32_t l = 0; l < used; l++)
+        work_off(kernels, key, &lists[l], &waiting);
+    leftovers(kernels, key, &waiting);
 }
 
 /* ---- the key ---- */

@@ -2,7 +2,8 @@
  * what its ports allow; everything in one program and in rounds, so that ratios come from the same
  * milliseconds.
  *
- *   bench_rounds [--kind cipher|frames] [--backend NAME] [--suite NAME] [--size N] [--rounds N]
+ *   bench_rounds [--kind cipher|frames] [--backend NAME] [--suite NAME] [--size N | --mix]
+ * [--rounds N]
  *                [--cold]
  *
  * Prints JSON, one object a line: in each round the port limit (null without AVX-512), then each
@@ -15,6 +16,8 @@
  * Cipher: 28 octets of AAD, payload, ICV; a new PN and its IV a frame; batches of BATCH ops. The
  * peers' figures are these. Frames: the same octets through the SecY: 802.1Q push and pop, SecTAG,
  * PN, IV, AAD, cipher, ICV, replay window, counters; batches of BATCH frames.
+ *
+ * --mix: frames of 64, 576 and 1500 octets, 7:4:1, in no order; "size" is 0.
  *
  * Both walk a ring of frames that each begin on a cache line, so the payload, 28 octets later, does
  * not. "hot": the ring stays in L2. "cold" (--cold; cipher, gcm-aes-xpn-256, first round): it is
@@ -123,20 +126,31 @@ static void must(int code, const char *what)
 
 /* ---- rings ---- */
 
-/* Frames of one size, for one thing that is measured on them. */
+/* Frames of one size or of the mix, for one thing that is measured on them. */
 struct ring {
     uint8_t *arena;
-    size_t frames;
-    uint32_t size;
+    size_t frames, octets; /* octets: of secure data, of all frames */
+    uint32_t size;         /* of each; 0: the mix */
     uint64_t pn;
     struct gcm_iv_base iv_base;
     struct gcm_op *op;           /* cipher */
     struct frame *fresh, *frame; /* frames */
 };
 
+/* The size of the i-th frame of the mix: the usual seven small, four middle, one large, shuffled.
+ */
+static uint32_t mixed_size(size_t i)
+{
+    static const uint16_t sizes_of_12[] = {64, 64, 64, 64, 64, 64, 64, 576, 576, 576, 576, 1500};
+    const uint64_t shuffled = (i + 1) * UINT64_C(0x9e3779b97f4a7c15);
+
+    return sizes_of_12[(shuffled >> 32) % 12];
+}
+
 static struct ring ring_make(uint8_t *arena, size_t octets, uint32_t size, unsigned suite)
 {
-    const size_t stride = (SECY_HEADROOM + SECTAG_AT + size + SECY_TAILROOM + 63) / 64 * 64;
+    const uint32_t longest = size ? size : 1500;
+    const size_t stride = (SECY_HEADROOM + SECTAG_AT + longest + SECY_TAILROOM + 63) / 64 * 64;
     const size_t fitting = octets / stride / RING_MULTIPLE * RING_MULTIPLE;
     struct ring ring = {
         .arena = arena, .frames = fitting ? fitting : RING_MULTIPLE, .size = size, .pn = 1};
@@ -148,13 +162,15 @@ static struct ring ring_make(uint8_t *arena, size_t octets, uint32_t size, unsig
     must(!ring.op || !ring.fresh || !ring.frame, "out of memory");
     for (size_t i = 0; i < ring.frames; i++) {
         uint8_t *at = arena + i * stride;
+        const uint32_t len = size ? size : mixed_size(i);
+        ring.octets += len;
         ring.op[i] = (struct gcm_op){.aad = at,
                                      .data = at + AAD_LEN,
-                                     .tag = at + AAD_LEN + size,
-                                     .data_len = size,
+                                     .tag = at + AAD_LEN + len,
+                                     .data_len = len,
                                      .aad_len = AAD_LEN};
         ring.fresh[i] = (struct frame){.at = (uint32_t)(i * stride) + SECY_HEADROOM,
-                                       .len = SECTAG_AT + size - VLAN_SIZE,
+                                       .len = SECTAG_AT + len - VLAN_SIZE,
                                        .vlan = 100};
     }
     return ring;
@@ -247,7 +263,7 @@ struct options {
     const char *kind, *backend, *suite;
     uint32_t size;
     unsigned rounds;
-    bool cold;
+    bool cold, mix;
 };
 
 /* A backend, set up for one suite. */
@@ -291,7 +307,7 @@ static void print_sample(unsigned round, const char *kind, bool cold, const char
                "\"suite\": \"%s\", \"direction\": \"%s\", \"size\": %u, \"gbps\": %.3f, "
                "\"mpps\": %.4f}\n",
                round, kind, cold ? "cold" : "hot", backend, suites[suite],
-               in ? "validate" : "protect", ring->size, (double)ring->frames * ring->size * 8 / ns,
+               in ? "validate" : "protect", ring->size, (double)ring->octets * 8 / ns,
                (double)ring->frames * 1e3 / ns);
     }
 }
@@ -368,7 +384,8 @@ static void stay_on_this_core(void)
 
 static void usage(void)
 {
-    fputs("usage: bench_rounds [--kind cipher|frames] [--backend NAME] [--suite NAME] [--size N]"
+    fputs("usage: bench_rounds [--kind cipher|frames] [--backend NAME] [--suite NAME] [--size N | "
+          "--mix]"
           " [--rounds N] [--cold]\n",
           stderr);
     exit(2);
@@ -379,8 +396,8 @@ static struct options parse(int argc, char **argv)
     struct options o = {.rounds = 3};
 
     for (int i = 1; i < argc; i++) {
-        if (strcmp(argv[i], "--cold") == 0) {
-            o.cold = true;
+        if (strcmp(argv[i], "--cold") == 0 || strcmp(argv[i], "--mix") == 0) {
+            *(argv[i][2] == 'c' ? &o.cold : &o.mix) = true;
             continue;
         }
         if (i + 1 == argc)
@@ -427,8 +444,8 @@ int main(int argc, char **argv)
     for (unsigned suite = 0; suite < SUITES; suite++) {
         if (!wanted(o.suite, suites[suite]))
             continue;
-        for (unsigned i = 0; i < (o.size ? 1 : SIZES); i++)
-            measure(&o, suite, o.size ? o.size : sizes[i], backends, count, arena);
+        for (unsigned i = 0; i < (o.size || o.mix ? 1 : SIZES); i++)
+            measure(&o, suite, o.size || o.mix ? o.size : sizes[i], backends, count, arena);
     }
     free(arena);
     return 0;

@@ -362,6 +362,26 @@ static void random_batches(const struct gcm_key *key, struct reference *ref, uin
     }
 }
 
+/* Frames of a few lengths in no order: those of one length may be done together. */
+static void few_lengths(const struct gcm_key *key, struct reference *ref, uint64_t batches)
+{
+    struct layout l[BATCH_MAX];
+
+    for (uint64_t batch = 0; batch < batches; batch++) {
+        const uint32_t n = 1 + random_below(BATCH_MAX), kinds = 1 + random_below(8);
+        uint32_t lens[8], aad_lens[8];
+        for (uint32_t k = 0; k < kinds; k++) {
+            lens[k] = random_len() % 2000;
+            aad_lens[k] = random_below(8) ? 28 : random_aad_len();
+        }
+        for (uint32_t i = 0; i < n; i++) {
+            const uint32_t k = random_below(kinds);
+            l[i] = packed(lens[k], aad_lens[k], random_below(64));
+        }
+        CHECK(round_trip(key, ref, l, n, random_below(2) ? random64() & random64() : 0));
+    }
+}
+
 /* Every single bit of a short frame's data, AAD, tag and IV matters, alone and in a batch. */
 static void every_bit(const struct gcm_key *key)
 {
@@ -572,11 +592,13 @@ static void against_reference(const struct gcm_backend *backend, size_t key_len,
     reference_key(&ref, secret, key_len);
     if (batches > 0) {
         random_batches(&key, &ref, batches);
+        few_lengths(&key, &ref, batches);
     } else {
         all_lengths(&key, &ref);
         all_alignments(&key, &ref);
         all_aads(&key, &ref);
         random_batches(&key, &ref, 600);
+        few_lengths(&key, &ref, 300);
         every_bit(&key);
         memory_edges(&key, &ref);
     }
