@@ -92,7 +92,14 @@ def test_scenario(name, edges):
     assert set(data) == {"scenario", "ok", "checks", "figures"}
 
 
-WITH_THE_DATA_PLANE = ("four-channels", "drift", "restart", "sak-rotation", "xpn-wrap")
+WITH_THE_DATA_PLANE = (
+    "four-channels",
+    "drift",
+    "restart",
+    "sak-rotation",
+    "xpn-wrap",
+    "mka-should-secure",
+)
 WITH_THE_DATA_PLANE_EACH_TIME = {"four-channels", "sak-rotation"}
 
 
