@@ -27,7 +27,10 @@ def test_frames(benchmark):
     rows = measured.frames.rows()
     document = {"machine": measured.machine, "rounds": measured.rounds, "port_limit": measured.port_limit()}
     document |= {"rows": rows, "beside": measured.cipher.rows(), "left_out": measured.left_out()}
-    document["tiers"] = figures.tiers(rows, measured.machine["cores"])
+    document["imix_gbps"] = {
+        way: figures.cut(statistics.median(all_), 1) for way, all_ in measured.imix.items()
+    }
+    document["tiers"] = figures.tiers(rows, measured.machine["cores"], measured.imix_duplex_gbps())
     if figures.best(rows, figures.OURS, marks.SUITE, "protect", 64) is None:
         pytest.skip("none of our ciphers runs on this CPU")
     document["targets"] = marks.judge_all(rows, marks.same_rounds(measured.frames, measured.cipher))

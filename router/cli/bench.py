@@ -159,7 +159,7 @@ def everything(
     with _refusing():
         measured = figures.measure(seconds=seconds)
         cipher, frames = measured.cipher.rows(), measured.frames.rows()
-        tiers = figures.tiers(frames, measured.machine["cores"])
+        tiers = figures.tiers(frames, measured.machine["cores"], measured.imix_duplex_gbps())
         ways: list[dict[str, Any]] = []
         left_out = ["gateways, as asked"]
         if gateway:
@@ -196,7 +196,7 @@ def _tier_table(tiers: Sequence[dict[str, Any]], cores: int, console: Console) -
         table.add_row(tier, *cells)
     console.print(table)
     console.print(
-        "imix is 64, 576 and 1500 octets 7:4:1, each in runs; jumbo 9000. Memory to memory: the port's and the TAP's"
+        "imix is 64, 576 and 1500 octets 7:4:1, in no order; jumbo 9000. Memory to memory: the port's and the TAP's"
         " cost a frame comes on top, and the gateway figures show it."
     )
 

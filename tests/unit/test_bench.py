@@ -35,6 +35,8 @@ def fake(monkeypatch, tmp_path):
     calls = []
 
     def run(path, *options):
+        if "--mix" in options:
+            return [row | {"round": 0} for row in rows(10.0, sizes=(0,))]
         calls.append(options)
         size = int(options[options.index("--size") + 1])
         speed = 100.0 * len(calls)
@@ -100,6 +102,32 @@ def test_a_mix_is_weighted_by_time_and_sizes_between_are_interpolated():
     octets = 7 * 64 + 4 * 576 + 1500
     took = 2 * (7 * 64 / 1.0 + (4 * 576 + 1500) / 100.0)
     assert figures.duplex_gbps(slow, figures.MIXES["imix"]) == pytest.approx(octets / took)
+
+
+def test_the_mix_is_measured_where_all_sizes_are(monkeypatch):
+    """Both directions at once share a core; the fastest of ours counts in every round, no peer does."""
+
+    def run(path, *options):
+        del path
+        if "--mix" not in options:
+            return []
+        return [
+            {"round": number, "backend": backend, "direction": direction, "size": 0, "gbps": gbps}
+            for number in range(3)
+            for backend, gbps in (("aesni", 10.0), ("vaes512", 60.0), ("ipsec-mb", 99.0))
+            for direction in figures.DIRECTIONS
+        ]
+
+    monkeypatch.setattr(programs, "build", lambda: None)
+    monkeypatch.setattr(programs, "run", run)
+    monkeypatch.setattr(library, "cipher", lambda _: [])
+    monkeypatch.setattr(library, "frames", lambda _: [])
+    measured = figures.measure(seconds=0)
+    assert measured.imix_duplex_gbps() == pytest.approx(30.0)
+    assert figures.measure((64,), seconds=0).imix_duplex_gbps() is None
+    found = {(row["tier"], row["mix"]): row for row in figures.tiers(rows(100.0), 2, 30.0)}
+    assert found["50G", "imix"]["cores"] == 2
+    assert found["50G", "jumbo"]["cores"] == 1
 
 
 def test_a_tier_is_supported_only_by_cores_that_are_here():
