@@ -128,7 +128,8 @@ async def test_the_number_of_cores_can_change_and_the_taps_follow():
             await key(a, b, number=10 + cores)
             await until(a.carrier, "carrier")
             await until(b.carrier, "carrier")
-            assert a.ping("10.9.0.2")
+            # The kernel takes a new device's queue into use a moment after its carrier.
+            await until(lambda: a.ping("10.9.0.2"), "packets pass")
             status = await a.status()
             assert len(status["lanes"]) == min(cores, 2)  # there are two engine threads
             link = json.loads(a.run("ip", "-j", "-d", "link", "show", "f.100").stdout)[0]
