@@ -248,8 +248,24 @@ def _cable(names: dict[str, str], middle: str | None, queues: int) -> None:
         ip("-n", middle, "link", "set", "dev", name, "master", "br0", "up")
 
 
+def _lag(names: dict[str, str]) -> None:
+    """Lay two wires, m0 and m1, and bond them into `wire` at both ends, with LACP."""
+    mtu = ("mtu", str(PORT_MTU))
+    for ns in names.values():
+        ip("-n", ns, "link", "add", "wire", *mtu, "type", "bond", "mode", "802.3ad",
+           "lacp_rate", "fast", "miimon", "50")  # fmt: skip
+    for member in ("m0", "m1"):
+        ip("link", "add", member, *mtu, "netns", names["a"], "type", "veth",
+           "peer", "name", member, *mtu, "netns", names["b"])  # fmt: skip
+        for ns in names.values():
+            ip("-n", ns, "link", "set", member, "master", "wire")
+            ip("-n", ns, "link", "set", member, "up")
+
+
 @asynccontextmanager
-async def wire(path: str = "packet", workers: int = 2, *, middle: bool = False, queues: int = 1):
+async def wire(
+    path: str = "packet", workers: int = 2, *, middle: bool = False, queues: int = 1, lag: bool = False
+):
     """Two namespaces with a device `wire` in each; the data planes are not started yet."""
     prefix = f"dp{os.getpid()}x{next(_numbers)}"
     names = {"a": f"{prefix}a", "b": f"{prefix}b"}
@@ -263,7 +279,10 @@ async def wire(path: str = "packet", workers: int = 2, *, middle: bool = False, 
                 ip("-n", ns, "link", "set", "lo", "up")
                 # No IPv6 chatter of the kernels: what is on the wire is ours.
                 ip("netns", "exec", ns, "sysctl", "-qw", "net.ipv6.conf.default.disable_ipv6=1")
-            _cable(names, between, queues)
+            if lag:
+                _lag(names)
+            else:
+                _cable(names, between, queues)
             for name, ns in names.items():
                 ip("netns", "exec", ns, "sysctl", "-qw", "net.ipv6.conf.default.disable_ipv6=0")
                 ip("-n", ns, "link", "set", "wire", "up")
