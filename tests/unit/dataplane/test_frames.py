@@ -59,7 +59,30 @@ def c_fastest(policy: Policy) -> Secy:
     return Secy(policy)
 
 
-IMPLEMENTATIONS = [reference, c_openssl, c_fastest]
+def c_with(backend: str) -> Any:
+    """Make a SecY with one of the ciphers that not every machine has."""
+
+    def make(policy: Policy) -> Secy:
+        return Secy(policy, backend)
+
+    make.__name__ = f"c_{backend}"
+    return make
+
+
+def runs_here(backend: str) -> bool:
+    try:
+        Secy(Policy(CipherSuite.GCM_AES_128, A), backend)
+    except DataplaneError:
+        return False
+    return True
+
+
+IMPLEMENTATIONS = [
+    reference,
+    c_openssl,
+    c_fastest,
+    *(c_with(backend) for backend in ("ipsec-mb", "aesni", "vaes256") if runs_here(backend)),
+]
 AnySecy = ReferenceSecy | Secy
 
 
