@@ -37,6 +37,7 @@ EACH_TIME = {
     "sak-rotation",
     "xpn-wrap",
     "keychain",
+    "keyd-restart",
     "fastpath-interop",
     "fastpath-crash",
     "fastpath-soak",
