@@ -378,6 +378,8 @@ def _explain(lab: Lab, report: Report) -> None:
     except LabError as error:
         report.note(f"router's status: {error}")
     report.note("router's log:\n" + lab.router.log_tail())
+    if lab.secy == "fastpath":
+        _explain_loss(lab, report)
     for name, far_end in lab.far_ends.items():
         try:
             seen = ", ".join(
@@ -386,6 +388,26 @@ def _explain(lab: Lab, report: Report) -> None:
         except (LabError, KeyError, ValueError) as error:
             seen = str(error)
         report.note(f"{name}'s sessions: {seen}")
+
+
+def _explain_loss(lab: Lab, report: Report) -> None:
+    """Where frames can have gone: in the data plane, in the queues on both sides, at the edges."""
+    from router.lab.scenarios.fastpath import dataplane_status
+
+    try:
+        report.note("data plane: " + json.dumps(dataplane_status(lab)))
+        links = lab.network.router.ip("-s", "link", "show")
+        dropped = {
+            f"{link['ifname']} {way}": count
+            for link in links
+            for way in ("rx", "tx")
+            if (count := link["stats64"][way]["dropped"])
+        }
+        report.note(f"dropped at the router's devices: {dropped}")
+        for edge in lab.topology.edges:
+            report.note(f"{edge.node}:\n" + lab.at_edge(edge.node, "ip", "-s", "macsec", "show"))
+    except (LabError, KeyError) as error:
+        report.note(f"data plane: {error}")
 
 
 def main() -> None:
