@@ -74,11 +74,17 @@ void gcm_open(const struct gcm_key *key, struct gcm_op *ops, size_t n)
 
 /* ---- whole frames ---- */
 
+enum {
+    FRAME_MIN = SECTAG_AT + SECTAG_DATA_MIN,
+    PROTECTED_MIN = SECTAG_AT + SECTAG_SIZE_MAX + SECTAG_SHORT_MAX + 1 + SECTAG_ICV_SIZE,
+};
+
 size_t gcm_protect(const struct gcm_key *key, const struct gcm_usual *usual, uint8_t *arena,
                    struct frame *frames, size_t n, uint64_t pn)
 {
     assert(n <= GCM_FRAMES_MAX);
-    if (key->backend->protect == NULL || n == 0 || UINT32_MAX - (uint32_t)pn < n)
+    if (key->backend->protect == NULL || n == 0 || frames->len < FRAME_MIN ||
+        UINT32_MAX - (uint32_t)pn < n) /* the upper half of the numbers must not change */
         return 0;
     return key->backend->protect(key, usual, arena, frames, n, pn);
 }
@@ -87,7 +93,7 @@ size_t gcm_validate(const struct gcm_key *key, const struct gcm_usual *usual, ui
                     struct frame *frames, size_t n, uint64_t lowest_pn, struct gcm_seen *seen)
 {
     assert(n <= GCM_FRAMES_MAX);
-    if (key->backend->validate == NULL || n == 0)
+    if (key->backend->validate == NULL || n == 0 || frames->len < PROTECTED_MIN)
         return 0;
     return key->backend->validate(key, usual, arena, frames, n, lowest_pn, seen);
 }

@@ -1,14 +1,15 @@
 /* Whole MACsec frames in one pass: SecTAG, IV, cipher and ICV together, for frames of the usual
  * kind.
  *
- * gcm_seal and gcm_open take ops, and filling them in costs a small frame as much as a third of its
+ * gcm_seal and gcm_open take ops, and filling them in costs a small frame almost as much as its
  * cipher: pointers, lengths and IVs are written by the SecY and read back by the cipher. A backend
  * may therefore do both. It does so for runs of frames that differ in nothing but their addresses,
  * payload and packet number, as a stream of data makes them, and leaves all others to the ops:
  *
  *   usual    explicit SCI, everything behind the SecTAG encrypted, one SA, one length in the run;
  *            out: all of the run with the same VLAN tag, or all without one;
- *            in: no padding (SL is 0), numbers not below the lowest acceptable one.
+ *            in: no padding (SL is 0, so 48 octets of secure data or more), and a number whose low
+ *            half is not below that of the lowest acceptable one.
  *
  * What a usual frame becomes is what the ops would make of it, octet for octet. */
 #ifndef LASTMILE_GCM_FRAMES_H
@@ -43,8 +44,8 @@ struct gcm_seen {
 /* gcm_validate: open the first frames of `frames`, which must all have the length of the first one.
  * Returns how many it took: it stops before the first group with an unusual frame. Authentic
  * ones have been stripped of SecTAG and ICV (and VLAN tag) and have the verdict; the others' data
- * are zeroed and their verdict is the caller's to find. Nothing of the replay window is looked at:
- * the caller checks and commits the numbers afterwards. */
+ * are zeroed and their verdict is VERDICT_IN_NOT_VALID. Nothing of the replay window is looked at:
+ * the caller checks and commits the numbers afterwards, and overrules the verdict of a late one. */
 size_t gcm_validate(const struct gcm_key *key, const struct gcm_usual *usual, uint8_t *arena,
                     struct frame *frames, size_t n, uint64_t lowest_pn, struct gcm_seen *seen);
 
