@@ -582,7 +582,7 @@ class Daemon:
         try:
             if drain:
                 await self._drain(sessions)
-            # The far end's device goes too, and its side of the sessions with it.
+            # While the peer can still hear it: its device goes too, and its side of the sessions with it.
             await self._speaker.reset(sessions)
             self._roll.let_go(name)
             self._desire()
@@ -592,6 +592,8 @@ class Daemon:
                     if (await self._secy_of(channel).observe()).suite is suite:
                         break
                 await asyncio.sleep(FACTS_PAUSE_S)
+            # A session that came back at once was left without a path, and would look alive until its hold time.
+            await self._speaker.reset(sessions)
         finally:
             self._verdicts.forget([name])
             self._facts = Facts()
