@@ -250,6 +250,7 @@ def _rotate(lab: Lab, report: Report, rotations: int) -> None:
     until(lambda: settled(channel), SECURE_TIMEOUT_S, lambda: "the first key does not settle")
     kis, ans = [channel.current()], []
     start = time.monotonic()
+    dropped = _dropped_before_the_data_plane(channel)
     load = TcpLoad(lab.network.router, channel.edge_node, channel.edge.ipv4.own)
     load.start()
     prober = channel.prober()
@@ -267,7 +268,10 @@ def _rotate(lab: Lab, report: Report, rotations: int) -> None:
     took = time.monotonic() - start
     stream, whole = load.stop()
     outage = prober.stop()
-    channel.lost(f"{rotations} rotations", outage)
+    dropped = _dropped_before_the_data_plane(channel) - dropped
+    if lab.secy == "fastpath":
+        report.figure("dropped_before_the_data_plane", dropped)
+    channel.lost(f"{rotations} rotations", outage, allowed=dropped)
     report.check("TCP goes on all along", whole, f"{stream.octets} octets, {stream.mbps:.1f} Mbit/s")
     report.figure("rotations", len(ans))
     report.figure("probes", outage.sent)
@@ -280,6 +284,19 @@ def _rotate(lab: Lab, report: Report, rotations: int) -> None:
     report.check("association numbers follow each other and wrap", wrapped, " ".join(map(str, ans[:16])))
     no_stale_sa(channel)
     channel.nothing_in_clear()
+
+
+def _dropped_before_the_data_plane(channel: Channel) -> int:
+    """Packets that the router's kernel could not hand over: the TAP's queue was full.
+
+    In a guest of one processor the data plane is a process that waits for its turn, and what
+    overflows meanwhile says nothing of rotations. 0 with the kernel's MACsec, which is no process.
+    """
+    if channel.lab.secy != "fastpath":
+        return 0
+    links = channel.lab.network.router.ip("-s", "link", "show")
+    taps = [link for link in links if link["ifname"].startswith(f"{channel.edge.channel}.")]
+    return sum(int(link["stats64"]["tx"]["dropped"]) for link in taps)
 
 
 def no_stale_sa(channel: Channel) -> None:
