@@ -24,6 +24,7 @@ FAIR_SHARE: Final = 0.25
 """A next hop must carry at least this part of its even share: 256 flows over 4 miss it by 1 in 10^12."""
 TCP_OCTETS: Final = 16 << 20
 PING_TRIES: Final = 5
+COUNTERS_S: Final = 5.0
 
 
 def start_and_wait(lab: Lab, report: Report, names: Iterable[str] | None = None) -> float:
@@ -282,6 +283,14 @@ def check_tcp(lab: Lab, report: Report) -> None:
 
 def check_macsec(lab: Lab, report: Report, before: dict[str, tuple[str, int, int]]) -> None:
     """Every secured port counts protected frames in both directions under the suite that was asked for."""
+
+    def moved() -> bool:
+        now = lab.macsec_counters()
+        return before.keys() <= now.keys() and all(
+            now[device][1] > was[1] and now[device][2] > was[2] for device, was in before.items()
+        )
+
+    reached(moved, COUNTERS_S)  # the status may show what was true two seconds ago
     after = lab.macsec_counters()
     wanted = lab.topology.edges[0].suite
     for device, (suite, received, sent) in after.items():
