@@ -32,10 +32,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import ctypes
 import json
 import os
-import resource
 import signal
 import sys
 import time
@@ -63,6 +61,7 @@ from router.mka.kay import KayConfig, KeyEntry
 from router.mka.keychain import expiry_warning
 from router.mka.keys import SsciOrder
 from router.model import Confidentiality, MacAddress, Sci
+from router.privileges import Capability, harden, keep_only
 from router.reconcile.kernel import EventsLost, LinkEvent
 from router.secy import SecY
 from router.secy_choice import settle
@@ -73,11 +72,6 @@ POLL_S: Final = 1.0
 REQUEST_MAX: Final = 65536
 """Octets of one request on the control socket."""
 
-CAP_NET_ADMIN: Final = 12
-CAP_NET_RAW: Final = 13
-_CAPABILITY_VERSION_3: Final = 0x20080522
-_PR_SET_DUMPABLE: Final = 4
-_PR_SET_NO_NEW_PRIVS: Final = 38
 
 _UNKNOWN_SCI: Final = Sci(MacAddress(bytes(6)))
 """Until the SecY has told its own."""
@@ -384,26 +378,10 @@ async def _serve_control(keyd: Keyd, path: Path) -> asyncio.Server:
         os.umask(mask)
 
 
-class _Capability(ctypes.Structure):
-    _fields_ = (
-        ("effective", ctypes.c_uint32),
-        ("permitted", ctypes.c_uint32),
-        ("inheritable", ctypes.c_uint32),
-    )
-
-
 def give_up_privileges() -> None:
-    """Keep CAP_NET_ADMIN and CAP_NET_RAW alone, forbid core dumps and tracing. Raises OSError."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
-    libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-    header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
-    keep = 1 << CAP_NET_ADMIN | 1 << CAP_NET_RAW
-    data = (_Capability * 2)(_Capability(keep, keep, 0), _Capability(0, 0, 0))
-    if libc.capset(ctypes.byref(header), ctypes.byref(data)):
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code))
+    """Keep what netlink and the EAPOL sockets need, forbid core dumps and tracing. Raises OSError."""
+    harden()
+    keep_only(Capability.NET_ADMIN, Capability.NET_RAW)
 
 
 class _Accepted:

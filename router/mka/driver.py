@@ -164,7 +164,14 @@ class HandoverFile:
                 {"ckn": i.ckn.hex(), "mi": i.mi.hex(), "mn": i.mn, "kn": i.kn} for i in ahead.identities
             ],
         }
-        _replace(self._path, json.dumps(data))
+        try:
+            _replace(self._path, json.dumps(data))
+        except OSError:
+            # An older one would have a successor repeat message numbers: it had better be a stranger.
+            self._stored = None
+            with suppress(OSError):
+                self._path.unlink(missing_ok=True)
+            raise
         self._stored = ahead
 
 

@@ -21,7 +21,6 @@ BY_HAND = {"sak-rotation-1000", "fastpath-soak-long"}
 
 EACH_TIME = {
     "four-channels",
-    "static-keys",
     "eight-channels",
     "drift",
     "restart",
@@ -32,8 +31,6 @@ EACH_TIME = {
     "mka-wpa-supplicant",
     "mka-wrong-keys",
     "mka-should-secure",
-    "mka-three-stations",
-    "mka-three-stations-xpn",
     "sak-rotation",
     "xpn-wrap",
     "keychain",
@@ -101,7 +98,7 @@ WITH_THE_DATA_PLANE = (
     "xpn-wrap",
     "mka-should-secure",
 )
-WITH_THE_DATA_PLANE_EACH_TIME = {"four-channels", "sak-rotation"}
+WITH_THE_DATA_PLANE_EACH_TIME = {"four-channels"}
 
 
 def run_with_the_data_plane(name):

@@ -42,7 +42,7 @@ ECHO_SIZES: Final = (1, 8400)
 ECHO_BURST: Final = 4
 ECHO_UNDER_WAY: Final = 64
 ECHO_PATIENCE_S: Final = 0.5
-SOAK_S: Final = 40.0
+SOAK_S: Final = 60.0
 SOAK_LONG_S: Final = 600.0
 REKEY_S: Final = 8.0
 RSS_GROWTH_MAX: Final = 1 << 20
@@ -222,8 +222,8 @@ def _cannot_start(lab: Lab, report: Report, seen: dict[str, list[str]], *, stati
     report.progress(f"data plane killed, and {TUN_DIRECTORY} is empty")
     supervisor = lab.router.process
     assert supervisor is not None
-    # `ip netns exec` has given it a mount namespace of its own.
-    inside = ["nsenter", "-t", str(supervisor.pid), "-m"]
+    # `ip netns exec` has given it a mount namespace of its own; its root may be a chroot's.
+    inside = ["nsenter", "-t", str(supervisor.pid), "-m", "-r"]
     run([*inside, "mount", "-t", "tmpfs", "none", TUN_DIRECTORY])
     try:
         _kill(lab)
